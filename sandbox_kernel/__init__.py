@@ -1,0 +1,3 @@
+"""Jupyter kernels that run inside micro-VMs."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,239 @@
+"""What a micro-VM is to be: one frozen dataclass, validated once, passed down whole.
+
+A value comes from the first source that names it: the kernelspec (`metadata.kernel_provisioner.config` of
+kernel.json), the administrator's traitlets, the environment (`SANDBOX_KERNEL_<KEY>`), the default in
+`KEYS`. Caps (`max_memory`, `max_vcpus`, `max_boot_timeout`) come from the administrator alone and bind
+whatever the other sources say. An unknown key, a wrong type or a value out of range is a
+`ConfigurationError` that names the key, where it came from and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sandbox_kernel.errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "SANDBOX_KERNEL_"
+
+ALWAYS_FORWARDED = (
+    "JPY_SESSION_NAME",
+    "IPYKERNEL_CELL_NAME",
+    "COLUMNS",
+    "LINES",
+    "MPLBACKEND",
+    "PYDEVD_DISABLE_FILE_VALIDATION",
+)
+"""Variables that Jupyter sets for a kernel; everything else on the host stays there unless `env` names it."""
+
+
+@dataclass(frozen=True)
+class VMSpec:
+    """Everything that shapes one micro-VM, already validated.
+
+    Attributes:
+        image: name or digest of a guest image.
+        memory: RAM of the guest in MiB.
+        vcpus: virtual CPUs.
+        accelerator: `auto`, `kvm` or `tcg`.
+        vsock: `auto`, `kernel` (/dev/vhost-vsock) or `userspace`.
+        transport: `ipc` or `tcp`, on the client's side.
+        env: patterns (`NAME` or `PREFIX_*`) of host variables that the kernel may see.
+        boot_timeout: seconds from launch to a kernel that accepts connections.
+        processes: processes and threads that the kernel may have in the guest.
+    """
+
+    image: str = "default"
+    memory: int = 1024
+    vcpus: int = 1
+    accelerator: str = "auto"
+    vsock: str = "auto"
+    transport: str = "ipc"
+    env: tuple[str, ...] = ()
+    boot_timeout: float = 60.0
+    processes: int = 4096
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> VMSpec:
+        """The inverse of `dataclasses.asdict` after a trip through JSON, validated again."""
+        return resolve([("the supervisor's request", values)])
+
+
+@dataclass(frozen=True)
+class Key:
+    """One thing that can be configured: how to check it and how to say what is allowed."""
+
+    name: str
+    kind: type
+    allowed: str
+    minimum: float = 0
+    maximum: float = 0
+    choices: tuple[str, ...] = ()
+    pattern: str = ""
+
+    def parse(self, text: str) -> Any:
+        """The value that an environment variable's text stands for; the text itself when it is none."""
+        if self.kind is tuple:
+            return text.split()
+        if self.kind in (int, float):
+            try:
+                return self.kind(text)
+            except ValueError:
+                return text
+        return text
+
+    def accepts(self, value: Any) -> bool:
+        """Whether `value` has the right type and lies within this key's own range."""
+        if self.kind is tuple:
+            return (
+                isinstance(value, list | tuple)
+                and len(value) <= 256
+                and all(isinstance(item, str) and re.fullmatch(self.pattern, item) for item in value)
+            )
+        if self.kind is str:
+            return isinstance(value, str) and (
+                value in self.choices if self.choices else bool(re.fullmatch(self.pattern, value))
+            )
+        number = int if self.kind is int else int | float
+        return (
+            isinstance(value, number)
+            and not isinstance(value, bool)
+            and self.minimum <= value <= self.maximum
+        )
+
+    def normalise(self, value: Any) -> Any:
+        """An accepted value in the type that `VMSpec` stores."""
+        return tuple(value) if self.kind is tuple else self.kind(value)
+
+
+def _number(name: str, kind: type, minimum: float, maximum: float, unit: str) -> Key:
+    word = "a whole number" if kind is int else "a number"
+    allowed = f"{word} from {minimum:g} to {maximum:g}{unit}"
+    return Key(name, kind, allowed, minimum=minimum, maximum=maximum)
+
+
+def _choice(name: str, *choices: str) -> Key:
+    return Key(name, str, "one of " + ", ".join(choices), choices=choices)
+
+
+KEYS: dict[str, Key] = {
+    key.name: key
+    for key in (
+        Key(
+            "image",
+            str,
+            "an image's name or digest (letters, digits, `.`, `_`, `-`)",
+            pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}",
+        ),
+        _number("memory", int, 192, 1048576, " MiB"),
+        _number("vcpus", int, 1, 64, ""),
+        _choice("accelerator", "auto", "kvm", "tcg"),
+        _choice("vsock", "auto", "kernel", "userspace"),
+        _choice("transport", "ipc", "tcp"),
+        Key(
+            "env",
+            tuple,
+            "a list of variable names, each with at most one `*`, at its end",
+            pattern=r"[A-Za-z_][A-Za-z0-9_]*\*?",
+        ),
+        _number("boot_timeout", float, 1, 3600, " s"),
+        _number("processes", int, 16, 1048576, ""),
+    )
+}
+"""Every key that a kernelspec, traitlets or the environment may set."""
+
+CAPS: dict[str, str] = {
+    "max_memory": "memory",
+    "max_vcpus": "vcpus",
+    "max_boot_timeout": "boot_timeout",
+    "max_processes": "processes",
+}
+"""The administrator's caps and the keys they bind."""
+
+
+def from_environment(environ: Mapping[str, str], names: Sequence[str] = ()) -> dict[str, Any]:
+    """What the environment configures: `SANDBOX_KERNEL_MEMORY=2048` is `{"memory": 2048}`.
+
+    Args:
+        environ: usually `os.environ`.
+        names: the keys to look for; all of `KEYS` when empty.
+    """
+    found = {}
+    for name in names or KEYS:
+        text = environ.get(ENVIRONMENT_PREFIX + name.upper())
+        if text is not None:
+            found[name] = KEYS[CAPS.get(name, name)].parse(text)
+    return found
+
+
+def resolve(
+    sources: Sequence[tuple[str, Mapping[str, Any]]], caps: Mapping[str, Any] | None = None
+) -> VMSpec:
+    """One validated spec out of several sources.
+
+    Args:
+        sources: (where it comes from, key to value) in falling precedence; None as a value is "not set".
+        caps: the administrator's `max_*` values; None as a value is "no cap".
+
+    Raises:
+        ConfigurationError: an unknown key, a wrong type, a value out of range or over a cap.
+    """
+    chosen: dict[str, tuple[str, Any]] = {}
+    for origin, values in sources:
+        for name, value in values.items():
+            if name not in KEYS:
+                raise ConfigurationError(
+                    f"{origin} sets {name!r}, which is not a key of a micro-VM; allowed are {', '.join(KEYS)}."
+                )
+            if value is not None and name not in chosen:
+                chosen[name] = (origin, value)
+    for name, (origin, value) in chosen.items():
+        key = KEYS[name]
+        if not key.accepts(value):
+            raise ConfigurationError(f"{origin} sets {name} to {_shown(value)}; allowed is {key.allowed}.")
+    spec = VMSpec(**{name: KEYS[name].normalise(value) for name, (_, value) in chosen.items()})
+    for cap, limit in (caps or {}).items():
+        if limit is None:
+            continue
+        name = CAPS.get(cap)
+        if name is None:
+            raise ConfigurationError(f"{cap!r} is not a cap; allowed are {', '.join(CAPS)}.")
+        if not KEYS[name].accepts(limit):
+            raise ConfigurationError(f"{cap} is {_shown(limit)}; allowed is {KEYS[name].allowed}.")
+        value = getattr(spec, name)
+        if value > limit:
+            if name not in chosen:
+                spec = dataclasses.replace(spec, **{name: KEYS[name].normalise(limit)})
+                continue
+            raise ConfigurationError(
+                f"{chosen[name][0]} sets {name} to {value:g}, over the administrator's limit {cap} = {limit:g}; "
+                f"ask for {limit:g} or less."
+            )
+    return spec
+
+
+def forwarded(patterns: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """The part of `environ` that the kernel may see: what Jupyter sets for it and what `patterns` name."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name in ALWAYS_FORWARDED or any(_matches(pattern, name) for pattern in patterns)
+    }
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+
+
+def _shown(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def keys_with_defaults() -> Iterator[tuple[Key, Any]]:
+    """Each key beside its default, for documentation and `doctor`."""
+    for field in dataclasses.fields(VMSpec):
+        yield KEYS[field.name], field.default
