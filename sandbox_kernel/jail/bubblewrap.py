@@ -1,0 +1,92 @@
+"""The jail that QEMU runs in, built by bubblewrap (bwrap(1), 0.8 or later).
+
+A jailed process has its own user, mount, PID, IPC, UTS and network namespaces, no capability, no way to get
+one back (`no_new_privs`), and sees read-only: the loader's libraries, QEMU itself with its firmware, and the
+one image. There is no shell, no home, no /etc beyond the loader's cache, no socket. It dies with its parent.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from sandbox_kernel.errors import MissingToolError
+
+IMAGE = PurePosixPath("/image")
+"""Where the image's folder appears in the jail."""
+
+_LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
+_FIRMWARE = ("qemu", "seabios", "qemu-firmware")
+
+
+@dataclass(frozen=True)
+class Jail:
+    """What a jailed program may see and inherit.
+
+    Attributes:
+        bwrap: path of bubblewrap.
+        program: path of the program, the same inside and outside.
+        image: folder bound to `/image`.
+        devices: device nodes it may open.
+    """
+
+    bwrap: Path
+    program: Path
+    image: Path
+    devices: tuple[Path, ...] = ()
+
+    def command(
+        self, argv: Sequence[str], info_fd: int | None = None, block_fd: int | None = None
+    ) -> list[str]:
+        """The argv that runs `argv` in this jail.
+
+        Args:
+            argv: the program's own command line, paths as seen inside.
+            info_fd: inherited descriptor on which bubblewrap reports the PID of the jail's first process
+                as JSON (`child-pid`).
+            block_fd: inherited descriptor; the jail's process waits before it does anything until there
+                is a byte to read on it.
+        """
+        words = [
+            str(self.bwrap),
+            *("--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--as-pid-1"),
+            *("--cap-drop", "ALL", "--hostname", "jail", "--clearenv"),
+            *("--proc", "/proc", "--dev", "/dev"),
+            *self._read_only(),
+            *("--ro-bind", str(self.image), str(IMAGE)),
+            *("--chdir", "/"),
+        ]
+        for device in self.devices:
+            words += ["--dev-bind", str(device), str(device)]
+        if info_fd is not None:
+            words += ["--info-fd", str(info_fd)]
+        if block_fd is not None:
+            words += ["--block-fd", str(block_fd)]
+        return [*words, "--", *argv]
+
+    def _read_only(self) -> Iterable[str]:
+        share = self.program.parent.parent / "share"
+        for path in [*map(Path, _LIBRARIES), *(share / name for name in _FIRMWARE)]:
+            if path.is_symlink():
+                yield from ("--symlink", str(path.readlink()), str(path))
+            elif path.exists():
+                yield from ("--ro-bind", str(path), str(path))
+        yield from ("--ro-bind", str(self.program), str(self.program))
+
+
+def find(program: str, fix: str) -> Path:
+    """The program's path.
+
+    Args:
+        program: its name.
+        fix: what to do when it is missing, as the rest of a sentence.
+
+    Raises:
+        MissingToolError: it is not on the search path.
+    """
+    found = shutil.which(program)
+    if found is None:
+        raise MissingToolError(f"{program} is not installed; {fix}.")
+    return Path(found).resolve()

@@ -1,0 +1,85 @@
+"""The guardian: what removes a VM's files and cgroup when nobody else can any more.
+
+A handler does not run in a process that got SIGKILL. What the kernel does guarantee is that the descriptors
+of a dead process are closed. So each supervisor starts one small shell that reads a pipe whose only writer
+is the supervisor; when the pipe ends, for whatever reason, the shell kills what is left in the cgroup and
+removes the VM's folders. It is the one way out, also of an orderly stop, and therefore always tested.
+
+The guardian also holds, without using them, descriptors that shall be seen to close only when it is done: the
+lock on the VM's folder, and the supervisor's end of the client's socket.
+
+What the supervisor writes to the pipe before it goes decides about the logs: `keep` keeps them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+_SCRIPT = r"""
+trap '' INT TERM HUP
+runtime=$1 logs=$2
+shift 2
+verdict=
+while read -r word; do verdict=$word; done
+for group in "$@"; do
+    tries=0
+    while [ -d "$group" ] && ! rmdir "$group" 2>/dev/null && [ $tries -lt 100 ]; do
+        while read -r pid; do kill -9 "$pid" 2>/dev/null; done < "$group/cgroup.procs"
+        tries=$((tries + 1))
+        sleep 0.02
+    done
+done
+[ "$verdict" = keep ] || rm -rf -- "$logs"
+rm -rf -- "$runtime"
+"""
+
+
+class Guardian:
+    """One guardian, for as long as the process that made it lives."""
+
+    def __init__(self, runtime: Path, logs: Path, cgroups: Sequence[Path], hold: Sequence[int] = ()) -> None:
+        """Starts the guardian.
+
+        Args:
+            runtime: the VM's folder of sockets.
+            logs: the VM's folder of logs.
+            cgroups: the folders of its cgroup.
+            hold: descriptors that the guardian keeps open until it is done.
+        """
+        reader, self._writer = os.pipe2(os.O_CLOEXEC)
+        self._process = subprocess.Popen(
+            [
+                "/bin/sh",
+                "-c",
+                _SCRIPT,
+                "sandbox-kernel-guardian",
+                str(runtime),
+                str(logs),
+                *map(str, cgroups),
+            ],
+            stdin=reader,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=tuple(hold),
+            start_new_session=True,
+            cwd="/",
+            env={"PATH": "/usr/bin:/bin"},
+        )
+        os.close(reader)
+
+    @property
+    def pid(self) -> int:
+        """The guardian's process."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the guardian still watches."""
+        return self._process.poll() is None
+
+    def keep_logs(self) -> None:
+        """Tells the guardian to leave the logs when it cleans up: an error names them."""
+        os.write(self._writer, b"keep\n")

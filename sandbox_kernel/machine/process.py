@@ -1,0 +1,134 @@
+"""QEMU as a child process: jailed, in its cgroup before its first instruction, watched by a pidfd.
+
+bubblewrap is asked to hold the jailed process back (`--block-fd`) until the supervisor has put it into the
+cgroup. Death is what the kernel reports through the pidfd, not what a signal handler may miss; and it is
+mutual: bubblewrap and QEMU carry PR_SET_PDEATHSIG, so they go when the supervisor goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from sandbox_kernel.errors import HostError
+from sandbox_kernel.jail.bubblewrap import Jail
+from sandbox_kernel.jail.cgroup import Cgroup
+from sandbox_kernel.machine.transcript import Transcript
+
+_JAIL_DEADLINE = 10.0
+
+
+class QemuProcess:
+    """A running, jailed QEMU."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], stderr: Transcript) -> None:
+        self._popen = popen
+        self._stderr = stderr
+        self._loop = asyncio.get_running_loop()
+        self._pidfd = os.pidfd_open(popen.pid)
+        self.exited: asyncio.Future[int] = self._loop.create_future()
+        """Exit status of the process, negative for a signal."""
+        self._loop.add_reader(self._pidfd, self._on_exit)
+
+    @classmethod
+    async def start(
+        cls, jail: Jail, argv: Sequence[str], fds: Sequence[int], cgroup: Cgroup, log: Path
+    ) -> QemuProcess:
+        """Starts `argv` in `jail`.
+
+        Args:
+            jail: what it may see.
+            argv: QEMU's command line.
+            fds: descriptors it inherits under the same numbers.
+            cgroup: joined before the program runs.
+            log: file for its standard error.
+
+        Raises:
+            HostError: the jail could not be set up.
+        """
+        info_reader, info_writer = os.pipe2(os.O_CLOEXEC)
+        block_reader, block_writer = os.pipe2(os.O_CLOEXEC)
+        error_reader, error_writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            popen = subprocess.Popen(
+                jail.command(argv, info_fd=info_writer, block_fd=block_reader),
+                stdin=subprocess.DEVNULL,
+                stdout=error_writer,
+                stderr=error_writer,
+                pass_fds=(*fds, info_writer, block_reader),
+                cwd="/",
+            )
+        except BaseException:
+            for fd in (info_reader, block_writer, error_reader):
+                os.close(fd)
+            raise
+        finally:
+            for fd in (info_writer, block_reader, error_writer):
+                os.close(fd)
+        process = cls(popen, Transcript(error_reader, log))
+        try:
+            async with asyncio.timeout(_JAIL_DEADLINE):
+                child = await _read_child_pid(info_reader)
+            cgroup.add(popen.pid)
+            cgroup.add(child)
+        except (OSError, ValueError, KeyError, TimeoutError) as error:
+            await process.kill()
+            raise HostError(
+                f"bubblewrap could not set up QEMU's jail ({process.last_words() or error}); "
+                "run `sandbox-kernel doctor` and look at user namespaces and cgroups."
+            ) from error
+        except BaseException:
+            await process.kill()
+            raise
+        finally:
+            os.close(info_reader)
+            with suppress(BrokenPipeError):
+                os.write(block_writer, b"\n")
+            os.close(block_writer)
+        return process
+
+    @property
+    def pid(self) -> int:
+        """Process id of bubblewrap, which is QEMU's parent and ends with it."""
+        return self._popen.pid
+
+    def last_words(self) -> str:
+        """The last lines that QEMU or bubblewrap wrote to standard error."""
+        return self._stderr.last_lines(3)
+
+    async def kill(self) -> int:
+        """Ends the process at once and returns its exit status; idempotent."""
+        if not self.exited.done():
+            with suppress(ProcessLookupError):
+                os.kill(self._popen.pid, signal.SIGKILL)
+        return await asyncio.shield(self.exited)
+
+    def _on_exit(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._stderr.close()
+        self.exited.set_result(self._popen.wait())
+
+
+async def _read_child_pid(fd: int) -> int:
+    """The PID that bubblewrap reports on `--info-fd`."""
+    loop = asyncio.get_running_loop()
+    text = b""
+    while b"}" not in text:
+        ready = loop.create_future()
+        loop.add_reader(fd, ready.set_result, None)
+        try:
+            await ready
+        finally:
+            loop.remove_reader(fd)
+        data = os.read(fd, 4096)
+        if not data:
+            raise ValueError("it ended before it began")
+        text += data
+    return int(json.loads(text)["child-pid"])

@@ -1,0 +1,1 @@
+"""Jupyter's provisioner contract, and nothing else."""

@@ -1,0 +1,247 @@
+"""`microvm-provisioner`: a Jupyter kernel manager's view of a kernel that lives in a micro-VM.
+
+One instance belongs to one KernelManager and is reused over restarts; each launch has a supervisor of its
+own. The contract is `jupyter_client.provisioning.KernelProvisionerBase`. What it does not say:
+
+- A launch that raises is not followed by a clean-up, so launch cleans up after itself. At the first start
+  the exception's sentence reaches the user; during an automatic restart raising would leave the notebook at
+  "restarting" for ever, so launch then returns and `poll` tells of a dead kernel.
+- Endpoints stay the same over restarts, because open websockets keep their sockets.
+- Methods run in short-lived event loops on any thread: no task, lock or asyncio process is kept here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+from typing import Any
+
+from jupyter_client.connect import KernelConnectionInfo, LocalPortCache
+from jupyter_client.provisioning import KernelProvisionerBase
+from traitlets import Float, Int, List, Unicode
+
+from sandbox_kernel import paths
+from sandbox_kernel.errors import ConfigurationError, SandboxKernelError
+from sandbox_kernel.provisioner.command import guest_argv
+from sandbox_kernel.spec import CAPS, ENVIRONMENT_PREFIX, KEYS, VMSpec, forwarded, from_environment, resolve
+from sandbox_kernel.supervisor.control import CHANNELS, LaunchRequest
+from sandbox_kernel.supervisor.handle import SupervisorHandle, summary
+
+_POLL = 0.05
+
+
+class MicroVMProvisioner(KernelProvisionerBase):  # type: ignore[misc]
+    """Starts each kernel in a micro-VM of its own.
+
+    Traits are the administrator's defaults; a kernelspec's `config` overrides them, `max_*` binds both. Each
+    trait also has an environment variable, `SANDBOX_KERNEL_` and its name in capitals.
+    """
+
+    image = Unicode(None, allow_none=True, config=True, help="Name or digest of the guest image.")
+    memory = Int(None, allow_none=True, config=True, help="RAM of the guest in MiB.")
+    vcpus = Int(None, allow_none=True, config=True, help="Virtual CPUs of the guest.")
+    accelerator = Unicode(None, allow_none=True, config=True, help="auto, kvm or tcg.")
+    vsock = Unicode(None, allow_none=True, config=True, help="auto, kernel or userspace.")
+    transport = Unicode(None, allow_none=True, config=True, help="ipc or tcp, on the client's side.")
+    env = List(
+        None, allow_none=True, config=True, help="Host variables the kernel may see (NAME or PREFIX_*)."
+    )
+    boot_timeout = Float(None, allow_none=True, config=True, help="Seconds until the kernel must accept.")
+    processes = Int(None, allow_none=True, config=True, help="Processes and threads in the guest.")
+    max_memory = Int(None, allow_none=True, config=True, help="Most MiB of RAM a kernelspec may ask for.")
+    max_vcpus = Int(None, allow_none=True, config=True, help="Most virtual CPUs a kernelspec may ask for.")
+    max_boot_timeout = Float(None, allow_none=True, config=True, help="Longest boot_timeout in seconds.")
+    max_processes = Int(None, allow_none=True, config=True, help="Most processes a kernelspec may ask for.")
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Takes the kernelspec's `config` apart from Jupyter's own arguments; it is checked at launch."""
+        own = {"kernel_id", "kernel_spec", "parent", "config", "log"}
+        self._from_kernelspec = {name: value for name, value in kwargs.items() if name not in own}
+        super().__init__(**{name: value for name, value in kwargs.items() if name in own})
+        self.connection_info: KernelConnectionInfo = {}
+        self._handle: SupervisorHandle | None = None
+        self._status: int | None = None
+        self._launched = False
+        self._asked_to_end = False
+        self._ports_cached = False
+
+    @property
+    def has_process(self) -> bool:
+        """Whether a kernel was launched and has not been waited for."""
+        return self._handle is not None or self._status is not None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the supervisor; None while there is none."""
+        return self._handle.pid if self._handle is not None else None
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Decides about the VM, its endpoints, its command and its environment.
+
+        Raises:
+            ConfigurationError: something was configured that is not allowed.
+        """
+        km = self.parent
+        self._spec = spec = self._resolve_spec()
+        self._prepare_encryption(kwargs.pop("transport_encryption", None))
+        self._choose_endpoints(spec)
+        session = kwargs.get("env", {}).get("JPY_SESSION_NAME", "")
+        km.write_connection_file(**({"jupyter_session": session} if session else {}))
+        self.connection_info = km.get_connection_info()
+        cmd = km.format_kernel_cmd(extra_arguments=kwargs.pop("extra_arguments", []))
+        kwargs = await super().pre_launch(cmd=cmd, **kwargs)
+        names = tuple(self.kernel_spec.env or {})
+        kwargs["env"] = forwarded((*spec.env, *names), kwargs["env"])
+        return kwargs
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Boots the VM and starts the kernel; returns when it accepts connections.
+
+        Raises:
+            SandboxKernelError: with a sentence for the user, unless this is an automatic restart.
+        """
+        automatic = self._launched and not self._asked_to_end
+        await self._discard()
+        self._asked_to_end = False
+        try:
+            await self._launch(cmd, kwargs.get("env", {}))
+        except SandboxKernelError as error:
+            if not automatic:
+                raise
+            self.log.error("The kernel could not be restarted: %s", error)
+            self._status = 1
+        self._launched = True
+        return self.connection_info
+
+    async def poll(self) -> int | None:
+        """None while the kernel runs; its exit status afterwards (0 when none was ever launched)."""
+        if self._handle is not None:
+            return self._handle.poll()
+        return self._status if self._status is not None else 0
+
+    async def wait(self) -> int | None:
+        """Waits until the VM is gone and cleaned up."""
+        if self._handle is None:
+            status, self._status = self._status, None
+            return status
+        handle = self._handle
+        while handle.poll() is None:
+            await asyncio.sleep(_POLL)
+        status = await asyncio.to_thread(handle.wait)
+        self._handle = None
+        self._status = None
+        return status
+
+    async def send_signal(self, signum: int) -> None:
+        """Sends a signal to the kernel's process group in the guest; nothing happens when it is dead."""
+        if self._handle is None or self._handle.poll() is not None:
+            return
+        if signum == signal.SIGKILL:
+            self._asked_to_end = True
+        await asyncio.to_thread(self._handle.signal, int(signum))
+
+    async def kill(self, restart: bool = False) -> None:
+        """Ends the VM at once."""
+        self._asked_to_end = True
+        if self._handle is not None:
+            self._handle.kill()
+
+    async def terminate(self, restart: bool = False) -> None:
+        """Ends the VM in an orderly way."""
+        self._asked_to_end = True
+        if self._handle is not None:
+            self._handle.stop()
+
+    async def shutdown_requested(self, restart: bool = False) -> None:
+        """The client has asked the kernel to end: what follows is not a crash."""
+        self._asked_to_end = True
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """Leaves nothing behind; may be called more than once."""
+        await self._discard()
+        if self._ports_cached and not restart and self.parent is not None:
+            for channel in CHANNELS:
+                LocalPortCache.instance().return_port(getattr(self.parent, f"{channel}_port"))
+            self._ports_cached = False
+
+    def resolve_path(self, path: str) -> str | None:
+        """The host's path for a path of the guest: there is none, no folder is shared."""
+        return None
+
+    def _resolve_spec(self) -> VMSpec:
+        environment = from_environment(os.environ)
+        traits = {name: getattr(self, name) for name in KEYS}
+        caps = from_environment(os.environ, tuple(CAPS)) | {
+            name: getattr(self, name) for name in CAPS if getattr(self, name) is not None
+        }
+        return resolve(
+            [
+                (
+                    f"The kernelspec {self.parent.kernel_name!r}" if self.parent else "The kernelspec",
+                    self._from_kernelspec,
+                ),
+                ("The configuration of MicroVMProvisioner", traits),
+                (f"The environment ({ENVIRONMENT_PREFIX}…)", environment),
+            ],
+            caps,
+        )
+
+    def _prepare_encryption(self, requested: str | None) -> None:
+        """Makes the CURVE keys that `transport_encryption` asks for (jupyter_client 8.9 or later)."""
+        import zmq
+
+        km = self.parent
+        if not hasattr(km, "_transport_encryption_policy"):
+            return
+        policy = km._transport_encryption_policy(requested or km.transport_encryption)
+        wanted = policy == "required" or (policy == "auto" and km._kernel_supports_curve_encryption())
+        if wanted and km.curve_publickey is None:
+            km.curve_publickey, km.curve_secretkey = zmq.curve_keypair()
+
+    def _choose_endpoints(self, spec: VMSpec) -> None:
+        """Sets the manager's transport, address and ports; the same ones at each restart."""
+        km = self.parent
+        if spec.transport == "ipc":
+            km.transport = "ipc"
+            km.ip = str(paths.runtime_dir() / self._vm_id() / "k")
+            for port, channel in enumerate(CHANNELS, 1):
+                setattr(km, f"{channel}_port", port)
+            return
+        if km.transport != "tcp":
+            raise ConfigurationError(
+                f"The kernel manager's transport is {km.transport!r} and the VM's is 'tcp'; make both the same."
+            )
+        if km.cache_ports and not self._ports_cached:
+            for channel in CHANNELS:
+                setattr(km, f"{channel}_port", LocalPortCache.instance().find_available_port(km.ip))
+            self._ports_cached = True
+
+    def _vm_id(self) -> str:
+        return hashlib.sha256(f"{self.kernel_id} {os.getpid()} {id(self)}".encode()).hexdigest()[:12]
+
+    async def _launch(self, cmd: list[str], env: dict[str, str]) -> None:
+        info = {
+            name: value.decode() if isinstance(value, bytes) else value
+            for name, value in self.connection_info.items()
+        }
+        argv = guest_argv(cmd, str(self.parent.connection_file))
+        request = LaunchRequest(self._vm_id(), self._spec, argv, env, info)
+        self._handle = handle = SupervisorHandle()
+        try:
+            report = await asyncio.to_thread(handle.launch, request)
+        except BaseException:
+            handle.kill()
+            self._handle = None
+            await asyncio.shield(asyncio.to_thread(handle.wait))
+            raise
+        self.log.info("The kernel runs in a micro-VM (%s).", summary(report["trace"]))
+        self.report = report
+
+    async def _discard(self) -> None:
+        """Ends a VM that is still there: a second start on one manager, or a clean-up without a wait."""
+        handle, self._handle, self._status = self._handle, None, None
+        if handle is not None:
+            handle.kill()
+            await asyncio.to_thread(handle.wait)

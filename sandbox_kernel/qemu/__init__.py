@@ -1,0 +1,1 @@
+"""QEMU: its command line, and the one process that runs it."""

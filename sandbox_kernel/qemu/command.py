@@ -1,0 +1,109 @@
+"""The command line of QEMU, as a pure function of what the machine is to be.
+
+The machine is `pc` with the guest's ACPI off: it calibrates its clock by itself (with `microvm` under TCG
+that takes command-line constants of the host's clock), boots as fast, and can take a PCI device after a
+restore, which `microvm` cannot. Devices are reduced to what is used: a read-only disk, an entropy source, a
+serial console, vsock. There is no network device, no display, no USB, no default device of any kind.
+
+Everything QEMU talks to arrives as an inherited descriptor (QMP, console, vsock), so that no socket of a VM
+lies in the file system.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+TRANSLATION_CACHE = {"small": 32, "large": 128}
+"""MiB of TCG's translation cache (`tb-size`) under and from 512 MiB of RAM."""
+
+KERNEL_ARGUMENTS = (
+    "console=ttyS0",
+    "quiet",
+    "panic=-1",
+    "reboot=t",
+    "acpi=off",
+    # The boundary is the VM, not the guest's own kernel; software mitigations inside it only cost time.
+    "mitigations=off",
+    # Entropy comes from the host (virtio-rng); no need to wait for interrupts to collect it.
+    "random.trust_bootloader=on",
+)
+
+
+@dataclass(frozen=True)
+class VsockDevice:
+    """The guest's vsock: `fd` of a vhost-user socket, or of an open /dev/vhost-vsock with a CID."""
+
+    fd: int
+    kernel_cid: int | None = None
+
+
+@dataclass(frozen=True)
+class QemuConfig:
+    """What QEMU is told.
+
+    Attributes:
+        binary: path of QEMU as seen in its jail.
+        image: folder with vmlinux, initrd and root.erofs as seen in its jail.
+        memory: RAM in MiB.
+        vcpus: virtual CPUs.
+        accelerator: `kvm` or `tcg`.
+        console_fd: inherited stream socket that gets the serial console.
+        qmp_fd: inherited stream socket for QMP; None for a machine nobody talks to.
+        vsock: the vsock device; None for a machine without.
+        kernel_arguments: words for the guest kernel's command line beside `KERNEL_ARGUMENTS`.
+    """
+
+    binary: PurePosixPath
+    image: PurePosixPath
+    memory: int
+    vcpus: int
+    accelerator: str
+    console_fd: int
+    qmp_fd: int | None = None
+    vsock: VsockDevice | None = None
+    kernel_arguments: tuple[str, ...] = ()
+
+
+def command_line(config: QemuConfig) -> list[str]:
+    """QEMU's argv for `config` (qemu-system-x86_64(1), QEMU 7.2 or later)."""
+    argv = [
+        str(config.binary),
+        *("-nodefaults", "-no-user-config", "-no-reboot"),
+        *("-display", "none", "-vga", "none"),
+        *("-machine", "pc,usb=off,vmport=off,memory-backend=ram"),
+        *_accelerator(config),
+        *("-smp", str(config.vcpus)),
+        *("-m", f"{config.memory}M"),
+        # share=on lets the vhost-user device map it; sealed, so that nobody can shrink it under the device.
+        *("-object", f"memory-backend-memfd,id=ram,size={config.memory}M,share=on,seal=on"),
+        *("-kernel", str(config.image / "vmlinux")),
+        *("-initrd", str(config.image / "initrd")),
+        *("-append", " ".join(KERNEL_ARGUMENTS + config.kernel_arguments)),
+        *("-chardev", f"socket,id=console,fd={config.console_fd}", "-serial", "chardev:console"),
+        *("-blockdev", f"driver=file,node-name=root,filename={config.image / 'root.erofs'},read-only=on"),
+        *("-device", "virtio-blk-pci,drive=root"),
+        *("-device", "virtio-rng-pci"),
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+    ]
+    if config.qmp_fd is not None:
+        argv += ["-chardev", f"socket,id=qmp,fd={config.qmp_fd}", "-mon", "chardev=qmp,mode=control"]
+    if config.vsock is not None:
+        argv += _vsock(config.vsock)
+    return argv
+
+
+def _accelerator(config: QemuConfig) -> list[str]:
+    if config.accelerator == "kvm":
+        return ["-accel", "kvm", "-cpu", "host"]
+    cache = TRANSLATION_CACHE["small" if config.memory < 512 else "large"]
+    return ["-accel", f"tcg,thread=multi,tb-size={cache}", "-cpu", "max"]
+
+
+def _vsock(device: VsockDevice) -> list[str]:
+    if device.kernel_cid is not None:
+        return ["-device", f"vhost-vsock-pci,guest-cid={device.kernel_cid},vhostfd={device.fd}"]
+    return [
+        *("-chardev", f"socket,id=vsock,fd={device.fd}"),
+        *("-device", "vhost-user-vsock-pci,chardev=vsock"),
+    ]

@@ -1,0 +1,120 @@
+"""A VM's two folders, who may use them, and what happens to those that nobody owns any more.
+
+    runtime/<id>   sockets; the id is stable over restarts, so that clients find the same endpoints again
+    logs/<id>-<pid> console.log, qemu.log, supervisor.log; removed with the VM unless an error names it
+
+The owner of a runtime folder holds a lock (flock(2)) on the folder itself. The guardian inherits it and lets
+go when it has removed the folder, so the next VM of the same id waits until the last one is cleaned up. A
+folder that can be locked belongs to nobody: its supervisor and guardian were both killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox_kernel import paths
+from sandbox_kernel.errors import HostError, NoSpaceError
+
+KEPT_LOGS = 20
+"""Folders of logs of failed VMs that are kept; older ones go."""
+_PATIENCE = 5.0
+_POLL = 0.01
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The folders of one VM, locked for this process.
+
+    Attributes:
+        runtime: sockets.
+        logs: logs.
+        lock: descriptor that holds the lock on `runtime`.
+    """
+
+    runtime: Path
+    logs: Path
+    lock: int
+
+
+def claim(vm: str) -> Folders:
+    """Makes and locks the folders of the VM with id `vm`; waits for the clean-up of a predecessor.
+
+    Raises:
+        HostError: another living VM has this id.
+        NoSpaceError: the file system is full.
+    """
+    base = paths.runtime_dir()
+    logs = paths.log_dir() / f"{vm}-{os.getpid()}"
+    sweep(base)
+    try:
+        lock = _lock(base / vm)
+        logs.mkdir(parents=True, mode=0o700)
+    except OSError as error:
+        raise NoSpaceError(
+            f"The folders of the VM cannot be made ({error.strerror}: {error.filename}); free some space there."
+        ) from error
+    _prune(logs.parent)
+    return Folders(base / vm, logs, lock)
+
+
+def sweep(base: Path) -> None:
+    """Removes runtime folders below `base` whose owners are all dead."""
+    for folder in base.iterdir():
+        with _try_lock(folder) as lock:
+            if lock is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock(folder: Path) -> int:
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if folder.exists() and os.path.samestat(os.fstat(fd), folder.stat()):
+                return fd
+        except (BlockingIOError, FileNotFoundError):
+            time.sleep(_POLL)
+        os.close(fd)
+    raise HostError(f"Another VM owns {folder}; shut that kernel down first.")
+
+
+@contextmanager
+def _try_lock(folder: Path) -> Iterator[int | None]:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        yield None
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield fd
+    except BlockingIOError:
+        yield None
+    finally:
+        os.close(fd)
+
+
+def _prune(base: Path) -> None:
+    """Keeps the newest `KEPT_LOGS` folders of VMs that are gone."""
+    gone = [folder for folder in base.iterdir() if not _lives(folder.name)]
+    gone.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in gone[KEPT_LOGS:]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(name: str) -> bool:
+    pid = re.search(r"-(\d+)$", name)
+    return pid is not None and Path("/proc", pid[1]).exists()

@@ -1,0 +1,286 @@
+"""The supervisor: everything that happens to one VM, in order, in one asyncio process.
+
+    launch   folders and guardian → relay binds → machine boots → agent starts the kernel → relay attaches
+    run      forwards signals; waits for the first of: client gone, stop asked for, kernel ended, VM ended
+    end      truthful death report if the end was not orderly → machine stops → relay closes → process exits
+
+Files and cgroup are then removed by the guardian (jail/guardian.py), which needs no cooperation from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from sandbox_kernel.agent.client import KernelExit
+from sandbox_kernel.agent.protocol import CHANNEL_PORTS
+from sandbox_kernel.errors import BootError, GuestError, HostError, NoSpaceError, SandboxKernelError
+from sandbox_kernel.image.store import ImageStore
+from sandbox_kernel.jail import cgroup
+from sandbox_kernel.jail.guardian import Guardian
+from sandbox_kernel.machine import accelerator
+from sandbox_kernel.machine.machine import Machine, MachinePlan, choose_vsock
+from sandbox_kernel.relay.relay import ClientEndpoints, Relay
+from sandbox_kernel.supervisor import folders
+from sandbox_kernel.supervisor.channels import ChannelListeners
+from sandbox_kernel.supervisor.control import LaunchRequest, addresses
+
+log = logging.getLogger(__name__)
+
+_DRAIN = 2.0
+_SIGNAL = 10.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a VM came to its end.
+
+    Attributes:
+        status: exit status for the supervisor's process, what Jupyter sees as the kernel's.
+        reason: a sentence for the user; empty when the end was asked for.
+    """
+
+    status: int
+    reason: str = ""
+
+
+class Supervisor:
+    """One VM and its kernel."""
+
+    def __init__(self, control_fd: int) -> None:
+        """`control_fd` is the supervisor's end of the client's socket; the guardian holds it, too."""
+        self._control_fd = control_fd
+        self._stack = AsyncExitStack()
+        self._guardian: Guardian | None = None
+        self._machine: Machine | None = None
+        self._relay: Relay | None = None
+        self._orderly = False
+        self.logs = ""
+        """Folder of the VM's logs, once there is one."""
+        self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        """Resolved when the VM is to end; the caller then calls `close`."""
+        self._watches: set[asyncio.Task[None]] = set()
+        self._trace: dict[str, float] = {}
+
+    async def launch(self, request: LaunchRequest) -> dict[str, Any]:
+        """Boots the VM and starts the kernel in it.
+
+        Returns:
+            What the client may want to know: choices made, seconds of each phase, process ids.
+
+        Raises:
+            SandboxKernelError: with a sentence for the user; the VM's logs are then kept.
+        """
+        self._began = time.monotonic()
+        try:
+            async with asyncio.timeout(request.spec.boot_timeout):
+                return await self._launch(request)
+        except TimeoutError as error:
+            self.keep_logs()
+            raise BootError(
+                f"The kernel did not accept connections within boot_timeout = {request.spec.boot_timeout:g} s "
+                f"({self._evidence()}); raise boot_timeout if this machine is only slow."
+            ) from error
+        except OSError as error:
+            raise _of_the_host(error) from error
+        except (HostError, GuestError):
+            self.keep_logs()
+            raise
+
+    async def signal(self, number: int) -> bool:
+        """Sends a signal to the kernel's process group in the guest; False when there is none any more."""
+        assert self._machine is not None
+        if self.ended.done():
+            return False
+        async with asyncio.timeout(_SIGNAL):
+            return await self._machine.agent.signal(number)
+
+    async def status(self) -> dict[str, Any]:
+        """What the agent reports of the kernel and the guest's memory."""
+        assert self._machine is not None
+        status = await self._machine.agent.status()
+        return {"guest": status.to_dict(), "trace": self._trace}
+
+    def end(self, ending: Ending, orderly: bool = False) -> None:
+        """Asks for the end; the first ending counts."""
+        if not self.ended.done():
+            self._orderly = orderly
+            self.ended.set_result(ending)
+
+    def keep_logs(self) -> None:
+        """The logs are named in an error and shall outlive the VM."""
+        if self._guardian is not None:
+            self._guardian.keep_logs()
+
+    async def close(self) -> None:
+        """Tells the truth to whoever waits for an answer, then releases everything; idempotent."""
+        ending = self.ended.result() if self.ended.done() else Ending(1)
+        if self._relay is not None and ending.reason and not self._orderly:
+            await self._relay.report_death(ending.reason)
+        await self._stack.aclose()
+
+    async def _launch(self, request: LaunchRequest) -> dict[str, Any]:
+        spec, info = request.spec, request.connection
+        image = ImageStore().open(spec.image)
+        chosen, why_accelerator = await accelerator.choose(spec.accelerator, image)
+        vsock, why_vsock = choose_vsock(spec.vsock)
+        self._mark("decided")
+        claimed = folders.claim(request.id)
+        self.logs = str(claimed.logs)
+        group = cgroup.create(request.id, spec.memory, spec.vcpus)
+        self._guardian = Guardian(
+            claimed.runtime, claimed.logs, group.folders, hold=(claimed.lock, self._control_fd)
+        )
+        _log_to(claimed.logs / "supervisor.log")
+        log.info("accelerator %s: %s", chosen, why_accelerator)
+        log.info("vsock %s: %s", vsock, why_vsock)
+        if group.missing:
+            log.warning("QEMU's own memory is not bounded: %s", group.missing)
+        self._relay = relay = Relay(_endpoints(info), info["key"].encode(), info["signature_scheme"])
+        self._stack.push_async_callback(relay.aclose)
+        relay.bind()
+        plan = MachinePlan(
+            image, spec.memory, spec.vcpus, chosen, vsock, spec.boot_timeout, claimed.logs, group
+        )
+        self._machine = machine = Machine(plan)
+        self._stack.push_async_callback(machine.stop)
+        await machine.start()
+        self._mark("booted")
+        kernel_exit = await self._start_kernel(machine, request)
+        listeners = ChannelListeners(claimed.runtime, CHANNEL_PORTS, machine.vsock)
+        self._stack.callback(listeners.close)
+        await self._attach(relay, listeners, machine, kernel_exit)
+        listeners.close()
+        self._mark("kernel connected")
+        self._watch(machine.ended, self._on_machine_ended)
+        self._watch(relay.failed, self._on_machine_ended)
+        self._watch(kernel_exit, self._on_kernel_exit)
+        return {
+            "accelerator": [chosen, why_accelerator],
+            "vsock": [vsock, why_vsock],
+            "image": image.digest,
+            "guest_kernel": machine.hello.kernel,
+            "logs": str(claimed.logs),
+            "trace": self._trace | {f"machine: {name}": seconds for name, seconds in machine.phases},
+        }
+
+    async def _start_kernel(self, machine: Machine, request: LaunchRequest) -> asyncio.Task[KernelExit]:
+        await machine.agent.configure(
+            clock=time.time_ns(), hostname="sandbox", entropy=os.urandom(64), pids=request.spec.processes
+        )
+        await machine.agent.start(request.argv, request.env, _guest_connection(request.connection))
+        self._mark("kernel started")
+        waiter = await machine.connect_agent()
+        self._stack.push_async_callback(waiter.aclose)
+        return self._task(waiter.wait())
+
+    async def _attach(
+        self,
+        relay: Relay,
+        listeners: ChannelListeners,
+        machine: Machine,
+        kernel_exit: asyncio.Task[KernelExit],
+    ) -> None:
+        """Connects the relay to the guest's channels, unless kernel or machine ends first."""
+        attach = self._task(relay.attach(listeners.addresses))
+        await asyncio.wait(
+            {attach, kernel_exit, machine.ended, relay.failed}, return_when=asyncio.FIRST_COMPLETED
+        )
+        if attach.done():
+            return attach.result()
+        if machine.ended.done():
+            raise machine.ended.result()
+        if relay.failed.done():
+            raise relay.failed.result()
+        raise kernel_exit.result().as_start_error()
+
+    def _on_kernel_exit(self, result: KernelExit) -> Awaitable[None] | None:
+        assert self._relay is not None
+        assert self._machine is not None
+        log.info("the kernel ended: %s", result)
+        return self._finish(result)
+
+    async def _finish(self, result: KernelExit) -> None:
+        assert self._relay is not None
+        await self._relay.drain(_DRAIN)
+        self.end(Ending(result.status, "" if self._relay.shutdown_requested else result.sentence()))
+
+    def _on_machine_ended(self, error: SandboxKernelError) -> None:
+        self.keep_logs()
+        self.end(Ending(1, str(error)))
+
+    def _watch(self, awaitable: asyncio.Future[Any], then: Callable[[Any], Awaitable[None] | None]) -> None:
+        """Runs `then` with the result of `awaitable`; an error in either ends the VM."""
+
+        async def watch() -> None:
+            try:
+                following = then(await asyncio.shield(awaitable))
+                if following is not None:
+                    await following
+            except SandboxKernelError as error:
+                self._on_machine_ended(error)
+            except Exception as error:
+                log.exception("the supervisor failed")
+                self._on_machine_ended(HostError(f"The supervisor failed ({error!r}); logs: {self.logs}."))
+
+        self._task(watch())
+
+    def _task(self, coroutine: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._watches.add(task)
+
+        async def finish() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        self._stack.push_async_callback(finish)
+        return task
+
+    def _mark(self, phase: str) -> None:
+        self._trace[phase] = round(time.monotonic() - self._began, 4)
+
+    def _evidence(self) -> str:
+        console = self._machine.console_tail() if self._machine is not None else ""
+        return f"console: {console}; logs: {self.logs}" if console else f"logs: {self.logs}"
+
+
+def _endpoints(info: Mapping[str, Any]) -> ClientEndpoints:
+    public, secret = info.get("curve_publickey"), info.get("curve_secretkey")
+    return ClientEndpoints(
+        addresses(info),
+        curve_publickey=public.encode() if public else None,
+        curve_secretkey=secret.encode() if secret else None,
+    )
+
+
+def _guest_connection(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The connection info for the guest: key and scheme are Jupyter's, the endpoints are the guest's own."""
+    return {name: info[name] for name in ("key", "signature_scheme", "kernel_name") if name in info}
+
+
+def _of_the_host(error: OSError) -> HostError:
+    if error.errno in (28, 122):  # ENOSPC, EDQUOT
+        return NoSpaceError(
+            f"There is no space left for {error.filename or 'the VM'}; free some and try again."
+        )
+    return HostError(f"The VM could not be set up ({error}); run `sandbox-kernel doctor`.")
+
+
+def _log_to(file: os.PathLike[str]) -> None:
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+def ending_of_signal(number: int) -> Ending:
+    """The ending for a supervisor that was told to stop by a signal."""
+    return Ending(128 + number if number != signal.SIGTERM else 0)
