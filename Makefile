@@ -1,0 +1,68 @@
+# Each target does its own set-up: a virtual environment in .venv, then `sandbox-kernel setup`, which
+# finds out what is missing and does nothing when nothing is.
+
+PYTHON ?= python3
+BIN := .venv/bin
+APT := DEBIAN_FRONTEND=noninteractive apt-get
+
+.PHONY: help env setup demo test lint unit vm conformance bench fuzz leftovers clean
+
+help:
+	@echo "make demo         run notebooks/hello.ipynb in a micro-VM"
+	@echo "make test         everything CI runs: lint, types, layers, unit, VM, quick conformance, leftovers"
+	@echo "make conformance  the suites of Jupyter's own projects against the micro-VM"
+	@echo "make bench        plain ipykernel and the micro-VM side by side"
+	@echo "make fuzz         long property runs of what parses a guest's bytes"
+
+env: .venv/.installed
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { [ "$$(id -u)" = 0 ] && \
+	    $(APT) update -q && $(APT) install -q -y --no-install-recommends python3-venv; } || \
+	    { echo "Python's venv module is missing: sudo apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+setup: env
+	$(BIN)/sandbox-kernel setup
+
+demo: setup
+	$(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.kernel_name=python3-microvm \
+	    --output-dir .cache notebooks/hello.ipynb
+	$(BIN)/python notebooks/show.py .cache/hello.ipynb
+
+test: lint unit vm
+	$(BIN)/python -m tests.conformance --quick
+	$(MAKE) --no-print-directory leftovers
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: setup
+	$(BIN)/python -m pytest tests/unit tests/relay tests/fuzz
+
+vm: setup
+	$(BIN)/python -m pytest tests/vm
+
+conformance: setup
+	$(BIN)/python -m tests.conformance
+
+bench: setup
+	$(BIN)/python -m bench
+
+fuzz: env
+	$(BIN)/python -m pytest -m fuzz tests/fuzz
+
+# What a clean-up has missed is a failure of the suite.
+leftovers:
+	@if pgrep -f 'qemu-system-x86_64 .*-sandbox'; then echo "A QEMU outlived its client."; exit 1; fi
+	@$(BIN)/python -c 'from sandbox_kernel.paths import runtime_dir; import sys; \
+	    left = list(runtime_dir().iterdir()); sys.exit(f"Left in the runtime directory: {left}" if left else 0)'
+
+clean:
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
