@@ -1,8 +1,8 @@
-"""`python -m sandbox_kernel.launch -f CONNECTION_FILE`: a kernel in a micro-VM for clients without provisioners.
+"""A kernel in a micro-VM for clients that do not know provisioners.
 
-VS Code and others ignore a kernelspec's `kernel_provisioner` and run its argv. This is that argv: it boots the
-VM behind the endpoints of the connection file that the client wrote, forwards signals, and ends with the
-kernel's exit status. It never runs a kernel on the host.
+VS Code and others ignore a kernelspec's `kernel_provisioner` and run its argv. This is that argv: it boots
+the VM behind the endpoints of the connection file that the client wrote, forwards signals, and ends with
+the kernel's exit status. It never runs a kernel on the host.
 
     python -m sandbox_kernel.launch -f FILE [--kernelspec NAME] [-- GUEST COMMAND…]
 """

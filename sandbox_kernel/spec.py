@@ -111,7 +111,7 @@ class Key:
 
 def _number(name: str, kind: type, minimum: float, maximum: float, unit: str) -> Key:
     word = "a whole number" if kind is int else "a number"
-    allowed = f"{word} from {minimum:g} to {maximum:g}{unit}"
+    allowed = f"{word} from {minimum} to {maximum}{unit}"
     return Key(name, kind, allowed, minimum=minimum, maximum=maximum)
 
 
@@ -186,7 +186,7 @@ def resolve(
         for name, value in values.items():
             if name not in KEYS:
                 raise ConfigurationError(
-                    f"{origin} sets {name!r}, which is not a key of a micro-VM; allowed are {', '.join(KEYS)}."
+                    f"{origin} sets {name!r}, which is no key of a micro-VM; allowed are {', '.join(KEYS)}."
                 )
             if value is not None and name not in chosen:
                 chosen[name] = (origin, value)
@@ -198,9 +198,9 @@ def resolve(
     for cap, limit in (caps or {}).items():
         if limit is None:
             continue
-        name = CAPS.get(cap)
-        if name is None:
+        if cap not in CAPS:
             raise ConfigurationError(f"{cap!r} is not a cap; allowed are {', '.join(CAPS)}.")
+        name = CAPS[cap]
         if not KEYS[name].accepts(limit):
             raise ConfigurationError(f"{cap} is {_shown(limit)}; allowed is {KEYS[name].allowed}.")
         value = getattr(spec, name)
@@ -209,8 +209,8 @@ def resolve(
                 spec = dataclasses.replace(spec, **{name: KEYS[name].normalise(limit)})
                 continue
             raise ConfigurationError(
-                f"{chosen[name][0]} sets {name} to {value:g}, over the administrator's limit {cap} = {limit:g}; "
-                f"ask for {limit:g} or less."
+                f"{chosen[name][0]} sets {name} to {value:g}, over the administrator's limit "
+                f"{cap} = {limit:g}; ask for {limit:g} or less."
             )
     return spec
 

@@ -19,6 +19,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from sandbox_kernel import paths
 from sandbox_kernel.errors import AcceleratorError, HostError
@@ -35,7 +36,6 @@ DEADLINE = 30.0
 INSTALL = "install it with `sandbox-kernel setup`"
 _PROBE_MEMORY = 256
 _SUCCESS = "SANDBOX-KERNEL-PROBE-OK"
-_POLL = 0.02
 
 
 @dataclass(frozen=True)
@@ -148,14 +148,13 @@ async def _boot(image: Image, timeout: float) -> Verdict:
             )
             theirs.close()
             try:
-                async with asyncio.timeout(timeout):
-                    while not process.exited.done() and _SUCCESS not in console.last_lines():
-                        await asyncio.sleep(_POLL)
-            except TimeoutError:
-                reason = f"the guest kernel did not reach userspace within {timeout:g} s under {DEVICE}"
-            else:
-                reason = ""
-            await process.kill()
+                success = asyncio.ensure_future(console.seen(_SUCCESS))
+                either: set[asyncio.Future[Any]] = {success, process.exited}
+                await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                success.cancel()
+                in_time = success.done() or process.exited.done()
+            finally:
+                await process.kill()
         except HostError as error:
             return Verdict(False, f"the probe could not run ({error})", time.monotonic() - began)
         finally:
@@ -164,8 +163,11 @@ async def _boot(image: Image, timeout: float) -> Verdict:
         seconds = time.monotonic() - began
         if _SUCCESS in console.last_lines():
             return Verdict(True, f"the guest kernel booted in {seconds:.1f} s under {DEVICE}", seconds)
+        if not in_time:
+            late = f"the guest kernel did not reach userspace within {timeout:g} s under {DEVICE}"
+            return Verdict(False, late, seconds)
         words = process.last_words() or console.last_lines(1) or "no message"
-        return Verdict(False, reason or f"QEMU ended under {DEVICE} with: {words[:200]}", seconds)
+        return Verdict(False, f"QEMU ended under {DEVICE} with: {words[:200]}", seconds)
 
 
 def _verdict_file() -> Path:

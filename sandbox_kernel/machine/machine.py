@@ -1,7 +1,7 @@
 """A micro-VM from power-on to power-off.
 
     start   cgroup → vsock device → jailed QEMU → QMP greeting → guest's agent answers
-    ended   a future: why the machine is no more (QEMU died, the guest broke a protocol, powered off, panicked)
+    ended   a future: why the machine is no more (QEMU died, a protocol was broken, powered off, panicked)
     stop    the reverse of start, written once, run whatever happened before
 
 The machine owns every resource it makes through one AsyncExitStack, and says about each phase of its start
@@ -17,6 +17,7 @@ import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 from qemu.qmp import QMPClient, QMPError
 
@@ -220,7 +221,8 @@ class Machine:
     async def _watch_events(self) -> None:
         with self._qmp.listener(("SHUTDOWN", "GUEST_PANICKED")) as events:
             async for event in events:
-                reason = str(event.get("data", {}).get("reason", ""))[:40]
+                data = cast(dict[str, object], event.get("data", {}))
+                reason = str(data.get("reason", ""))[:40]
                 what = (
                     "panicked"
                     if event["event"] == "GUEST_PANICKED" or reason == "guest-panic"

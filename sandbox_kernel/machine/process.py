@@ -56,7 +56,7 @@ class QemuProcess:
         block_reader, block_writer = os.pipe2(os.O_CLOEXEC)
         error_reader, error_writer = os.pipe2(os.O_CLOEXEC)
         try:
-            popen = subprocess.Popen(
+            popen = subprocess.Popen(  # noqa: ASYNC220 (a fork; the pidfd does the waiting)
                 jail.command(argv, info_fd=info_writer, block_fd=block_reader),
                 stdin=subprocess.DEVNULL,
                 stdout=error_writer,

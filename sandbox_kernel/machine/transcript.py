@@ -36,6 +36,13 @@ class Transcript:
         self._log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(fd, self._read)
+        self._awaited: dict[bytes, asyncio.Event] = {}
+
+    async def seen(self, text: str) -> None:
+        """Returns once `text` stands in the last lines; never, when the writer ends without it."""
+        event = self._awaited.setdefault(text.encode(), asyncio.Event())
+        self._announce()
+        await event.wait()
 
     def last_lines(self, count: int = 5) -> str:
         """The last non-empty lines, printable characters only, joined by ` | `; empty when there are none."""
@@ -60,12 +67,18 @@ class Transcript:
             self._end()
             return
         self._tail = (self._tail + data)[-IN_MEMORY:]
+        self._announce()
         if self._room > 0:
             kept = data[: self._room]
             self._room -= len(kept)
             if self._room == 0:
                 kept += b"\n[the rest of this log was dropped]\n"
             os.write(self._log, kept)
+
+    def _announce(self) -> None:
+        for text, event in self._awaited.items():
+            if text in self._tail:
+                event.set()
 
     def _end(self) -> None:
         if self._fd >= 0:

@@ -33,10 +33,7 @@ def guest_argv(argv: Sequence[str], connection_file: str) -> tuple[str, ...]:
     words = [word.replace(connection_file, CONNECTION_FILE) if connection_file else word for word in argv]
     if LAUNCHER in words[:4]:
         after = words[words.index(LAUNCHER) + 1 :]
-        if "--" in after:
-            words = after[after.index("--") + 1 :]
-        else:
-            words = [*IPYKERNEL, *_extra(after)]
+        words = after[after.index("--") + 1 :] if "--" in after else [*IPYKERNEL, *_extra(after)]
     if words and PurePosixPath(words[0]).is_absolute() and _PYTHON.fullmatch(PurePosixPath(words[0]).name):
         words[0] = "python3"
     return tuple(words)

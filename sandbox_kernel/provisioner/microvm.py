@@ -18,8 +18,9 @@ import os
 import signal
 from typing import Any
 
+import zmq
 from jupyter_client.connect import KernelConnectionInfo, LocalPortCache
-from jupyter_client.provisioning import KernelProvisionerBase
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Float, Int, List, Unicode
 
 from sandbox_kernel import paths
@@ -29,10 +30,8 @@ from sandbox_kernel.spec import CAPS, ENVIRONMENT_PREFIX, KEYS, VMSpec, forwarde
 from sandbox_kernel.supervisor.control import CHANNELS, LaunchRequest
 from sandbox_kernel.supervisor.handle import SupervisorHandle, summary
 
-_POLL = 0.05
 
-
-class MicroVMProvisioner(KernelProvisionerBase):  # type: ignore[misc]
+class MicroVMProvisioner(KernelProvisionerBase):
     """Starts each kernel in a micro-VM of its own.
 
     Traits are the administrator's defaults; a kernelspec's `config` overrides them, `max_*` binds both. Each
@@ -73,6 +72,11 @@ class MicroVMProvisioner(KernelProvisionerBase):  # type: ignore[misc]
         return self._handle is not None or self._status is not None
 
     @property
+    def _manager(self) -> Any:
+        """The KernelManager this provisioner works for."""
+        return self.parent
+
+    @property
     def pid(self) -> int | None:
         """Process id of the supervisor; None while there is none."""
         return self._handle.pid if self._handle is not None else None
@@ -83,7 +87,7 @@ class MicroVMProvisioner(KernelProvisionerBase):  # type: ignore[misc]
         Raises:
             ConfigurationError: something was configured that is not allowed.
         """
-        km = self.parent
+        km = self._manager
         self._spec = spec = self._resolve_spec()
         self._prepare_encryption(kwargs.pop("transport_encryption", None))
         self._choose_endpoints(spec)
@@ -127,8 +131,6 @@ class MicroVMProvisioner(KernelProvisionerBase):  # type: ignore[misc]
             status, self._status = self._status, None
             return status
         handle = self._handle
-        while handle.poll() is None:
-            await asyncio.sleep(_POLL)
         status = await asyncio.to_thread(handle.wait)
         self._handle = None
         self._status = None
@@ -161,9 +163,9 @@ class MicroVMProvisioner(KernelProvisionerBase):  # type: ignore[misc]
     async def cleanup(self, restart: bool = False) -> None:
         """Leaves nothing behind; may be called more than once."""
         await self._discard()
-        if self._ports_cached and not restart and self.parent is not None:
+        if self._ports_cached and not restart:
             for channel in CHANNELS:
-                LocalPortCache.instance().return_port(getattr(self.parent, f"{channel}_port"))
+                LocalPortCache.instance().return_port(getattr(self._manager, f"{channel}_port"))
             self._ports_cached = False
 
     def resolve_path(self, path: str) -> str | None:
@@ -179,7 +181,7 @@ class MicroVMProvisioner(KernelProvisionerBase):  # type: ignore[misc]
         return resolve(
             [
                 (
-                    f"The kernelspec {self.parent.kernel_name!r}" if self.parent else "The kernelspec",
+                    f"The kernelspec {self._manager.kernel_name!r}",
                     self._from_kernelspec,
                 ),
                 ("The configuration of MicroVMProvisioner", traits),
@@ -190,9 +192,7 @@ class MicroVMProvisioner(KernelProvisionerBase):  # type: ignore[misc]
 
     def _prepare_encryption(self, requested: str | None) -> None:
         """Makes the CURVE keys that `transport_encryption` asks for (jupyter_client 8.9 or later)."""
-        import zmq
-
-        km = self.parent
+        km = self._manager
         if not hasattr(km, "_transport_encryption_policy"):
             return
         policy = km._transport_encryption_policy(requested or km.transport_encryption)
@@ -202,7 +202,7 @@ class MicroVMProvisioner(KernelProvisionerBase):  # type: ignore[misc]
 
     def _choose_endpoints(self, spec: VMSpec) -> None:
         """Sets the manager's transport, address and ports; the same ones at each restart."""
-        km = self.parent
+        km = self._manager
         if spec.transport == "ipc":
             km.transport = "ipc"
             km.ip = str(paths.runtime_dir() / self._vm_id() / "k")
@@ -211,7 +211,7 @@ class MicroVMProvisioner(KernelProvisionerBase):  # type: ignore[misc]
             return
         if km.transport != "tcp":
             raise ConfigurationError(
-                f"The kernel manager's transport is {km.transport!r} and the VM's is 'tcp'; make both the same."
+                f"The kernel manager's transport is {km.transport!r}, the VM's is 'tcp'; make both the same."
             )
         if km.cache_ports and not self._ports_cached:
             for channel in CHANNELS:
@@ -226,7 +226,7 @@ class MicroVMProvisioner(KernelProvisionerBase):  # type: ignore[misc]
             name: value.decode() if isinstance(value, bytes) else value
             for name, value in self.connection_info.items()
         }
-        argv = guest_argv(cmd, str(self.parent.connection_file))
+        argv = guest_argv(cmd, str(self._manager.connection_file))
         request = LaunchRequest(self._vm_id(), self._spec, argv, env, info)
         self._handle = handle = SupervisorHandle()
         try:

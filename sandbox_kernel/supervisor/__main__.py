@@ -47,7 +47,8 @@ async def _serve(control: socket.socket, client_pid: int) -> int:
     control.setblocking(False)
     reader, writer = await asyncio.open_unix_connection(sock=control, limit=MAX_LINE)
     requests = loop.create_task(_answer(reader, writer, supervisor))
-    await asyncio.wait({supervisor.ended, requests}, return_when=asyncio.FIRST_COMPLETED)
+    either: set[asyncio.Future[Any]] = {supervisor.ended, requests}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     ending = supervisor.ended.result() if supervisor.ended.done() else Ending(1)
     if ending.reason:
         log.warning("the VM ends: %s", ending.reason)
@@ -120,9 +121,10 @@ async def _while_connected(
     The client sends nothing until it has its answer, so the end of the stream is all that can come.
     """
     launch = asyncio.ensure_future(supervisor.launch(request))
+    either: set[asyncio.Future[Any]] = {launch, supervisor.ended}
     try:
         while not launch.done():
-            await asyncio.wait({launch, supervisor.ended}, timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
             if supervisor.ended.done() or reader.at_eof():
                 raise ConnectionResetError
         return launch.result()

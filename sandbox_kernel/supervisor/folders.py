@@ -1,7 +1,7 @@
 """A VM's two folders, who may use them, and what happens to those that nobody owns any more.
 
     runtime/<id>   sockets; the id is stable over restarts, so that clients find the same endpoints again
-    logs/<id>-<pid> console.log, qemu.log, supervisor.log; removed with the VM unless an error names it
+    logs/<id>-…      console.log, qemu.log, supervisor.log; removed with the VM unless an error names it
 
 The owner of a runtime folder holds a lock (flock(2)) on the folder itself. The guardian inherits it and lets
 go when it has removed the folder, so the next VM of the same id waits until the last one is cleaned up. A
@@ -10,6 +10,7 @@ folder that can be locked belongs to nobody: its supervisor and guardian were bo
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -49,17 +50,18 @@ def claim(vm: str) -> Folders:
 
     Raises:
         HostError: another living VM has this id.
-        NoSpaceError: the file system is full.
+        NoSpaceError: the file system is full; other reasons are a HostError, too.
     """
     base = paths.runtime_dir()
-    logs = paths.log_dir() / f"{vm}-{os.getpid()}"
+    logs = paths.log_dir() / f"{vm}-{time.time_ns():x}-{os.getpid()}"
     sweep(base)
     try:
         lock = _lock(base / vm)
         logs.mkdir(parents=True, mode=0o700)
     except OSError as error:
-        raise NoSpaceError(
-            f"The folders of the VM cannot be made ({error.strerror}: {error.filename}); free some space there."
+        kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else HostError
+        raise kind(
+            f"The VM's folders cannot be made ({error.strerror}: {error.filename}); make room there."
         ) from error
     _prune(logs.parent)
     return Folders(base / vm, logs, lock)

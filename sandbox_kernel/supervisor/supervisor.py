@@ -201,14 +201,9 @@ class Supervisor:
             raise relay.failed.result()
         raise kernel_exit.result().as_start_error()
 
-    def _on_kernel_exit(self, result: KernelExit) -> Awaitable[None] | None:
+    async def _on_kernel_exit(self, result: KernelExit) -> None:
         assert self._relay is not None
-        assert self._machine is not None
         log.info("the kernel ended: %s", result)
-        return self._finish(result)
-
-    async def _finish(self, result: KernelExit) -> None:
-        assert self._relay is not None
         await self._relay.drain(_DRAIN)
         self.end(Ending(result.status, "" if self._relay.shutdown_requested else result.sentence()))
 

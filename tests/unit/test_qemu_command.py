@@ -1,0 +1,59 @@
+"""QEMU's command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import PurePosixPath
+
+from sandbox_kernel.qemu.command import QemuConfig, VsockDevice, command_line
+
+CONFIG = QemuConfig(PurePosixPath("/usr/bin/qemu-system-x86_64"), PurePosixPath("/image"), 512, 2, "tcg", 7)
+
+
+def values(argv: list[str], option: str) -> list[str]:
+    return [argv[index + 1] for index, word in enumerate(argv) if word == option]
+
+
+def test_there_is_no_default_device_and_no_network() -> None:
+    argv = command_line(CONFIG)
+    assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(argv)
+    assert not {"-net", "-netdev", "-nic"} & set(argv)
+    assert values(argv, "-device") == ["virtio-blk-pci,drive=root", "virtio-rng-pci"]
+
+
+def test_the_image_is_opened_read_only() -> None:
+    assert values(command_line(CONFIG), "-blockdev") == [
+        "driver=file,node-name=root,filename=/image/root.erofs,read-only=on"
+    ]
+
+
+def test_seccomp_is_on_with_every_denial() -> None:
+    assert values(command_line(CONFIG), "-sandbox") == [
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+    ]
+
+
+def test_the_guests_memory_cannot_be_shrunk_under_the_device() -> None:
+    assert values(command_line(CONFIG), "-object") == [
+        "memory-backend-memfd,id=ram,size=512M,share=on,seal=on"
+    ]
+
+
+def test_the_accelerator_is_the_one_chosen_and_no_other() -> None:
+    kvm = dataclasses.replace(CONFIG, accelerator="kvm")
+    assert values(command_line(kvm), "-accel") == ["kvm"]
+    assert values(command_line(kvm), "-cpu") == ["host"]
+    assert values(command_line(CONFIG), "-accel")[0].startswith("tcg,")
+
+
+def test_each_vsock_is_a_device_of_its_own_kind() -> None:
+    userspace = dataclasses.replace(CONFIG, vsock=VsockDevice(9))
+    kernel = dataclasses.replace(CONFIG, vsock=VsockDevice(9, kernel_cid=77))
+    assert values(command_line(userspace), "-device")[-1] == "vhost-user-vsock-pci,chardev=vsock"
+    assert "socket,id=vsock,fd=9" in values(command_line(userspace), "-chardev")
+    assert values(command_line(kernel), "-device")[-1] == "vhost-vsock-pci,guest-cid=77,vhostfd=9"
+
+
+def test_a_machine_nobody_talks_to_has_no_qmp() -> None:
+    assert values(command_line(CONFIG), "-mon") == []
+    assert values(command_line(dataclasses.replace(CONFIG, qmp_fd=5)), "-mon") == ["chardev=qmp,mode=control"]

@@ -1,0 +1,73 @@
+"""The lines between client and supervisor."""
+
+from __future__ import annotations
+
+import pytest
+
+from sandbox_kernel.errors import BootError, ConfigurationError, SandboxKernelError
+from sandbox_kernel.spec import VMSpec
+from sandbox_kernel.supervisor.control import (
+    LaunchRequest,
+    addresses,
+    failure,
+    from_line,
+    raise_failure,
+    to_line,
+)
+
+PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
+
+
+def request(**changes: object) -> dict[str, object]:
+    made = LaunchRequest("abc", VMSpec(memory=300), ("python3",), {"A": "1"}, {"key": "k"})
+    return from_line(made.to_line()) | changes
+
+
+def test_a_launch_request_survives_its_line() -> None:
+    parsed = LaunchRequest.from_message(request())
+    assert parsed == LaunchRequest("abc", VMSpec(memory=300), ("python3",), {"A": "1"}, {"key": "k"})
+
+
+def test_the_session_key_is_not_in_the_representation() -> None:
+    assert "secret" not in repr(LaunchRequest("a", VMSpec(), ("x",), {}, {"key": "secret"}))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"id": "../up"}, {"id": ""}, {"argv": []}, {"env": 3}, {"spec": {"x": 1}}]
+)
+def test_a_malformed_launch_request_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError):
+        LaunchRequest.from_message(request(**changes))
+
+
+def test_addresses_follow_jupyters_convention() -> None:
+    assert addresses({"transport": "ipc", "ip": "/run/x/k", **PORTS})["stdin"] == "ipc:///run/x/k-3"
+    assert addresses({"transport": "tcp", "ip": "127.0.0.1", **PORTS})["hb"] == "tcp://127.0.0.1:5"
+
+
+def test_an_ipc_path_too_long_for_a_socket_is_refused_with_the_fix() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        addresses({"transport": "ipc", "ip": "/" + "x" * 106, **PORTS})
+    assert "longer than the 107 bytes" in str(caught.value)
+    assert "point XDG_RUNTIME_DIR at a shorter directory" in str(caught.value)
+
+
+def test_an_unknown_transport_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="'inproc' is not known; allowed are ipc and tcp"):
+        addresses({"transport": "inproc", "ip": "x", **PORTS})
+
+
+def test_an_error_arrives_as_the_class_it_was() -> None:
+    with pytest.raises(BootError, match="too late"):
+        raise_failure(from_line(to_line(failure(BootError("too late")))))
+
+
+def test_an_unknown_error_class_is_still_ours() -> None:
+    with pytest.raises(SandboxKernelError, match="odd"):
+        raise_failure({"ok": False, "error": "NoSuchClass", "message": "odd"})
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"[1]", b"\xff"])
+def test_a_line_that_is_no_object_is_refused(line: bytes) -> None:
+    with pytest.raises(ConfigurationError):
+        from_line(line)
