@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _SCRIPT = r"""
@@ -75,11 +76,12 @@ class Guardian:
         """The guardian's process."""
         return self._process.pid
 
-    @property
-    def alive(self) -> bool:
-        """Whether the guardian still watches."""
-        return self._process.poll() is None
+    def reap(self) -> None:
+        """Waits for a guardian that is known to be dead."""
+        self._process.wait()
+        os.close(self._writer)
 
     def keep_logs(self) -> None:
         """Tells the guardian to leave the logs when it cleans up: an error names them."""
-        os.write(self._writer, b"keep\n")
+        with suppress(BrokenPipeError):
+            os.write(self._writer, b"keep\n")

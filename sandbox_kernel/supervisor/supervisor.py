@@ -135,9 +135,7 @@ class Supervisor:
         claimed = folders.claim(request.id)
         self.logs = str(claimed.logs)
         group = cgroup.create(request.id, spec.memory, spec.vcpus)
-        self._guardian = Guardian(
-            claimed.runtime, claimed.logs, group.folders, hold=(claimed.lock, self._control_fd)
-        )
+        self._guard(claimed, group)
         _log_to(claimed.logs / "supervisor.log")
         log.info("accelerator %s: %s", chosen, why_accelerator)
         log.info("vsock %s: %s", vsock, why_vsock)
@@ -170,6 +168,23 @@ class Supervisor:
             "logs": str(claimed.logs),
             "trace": self._trace | {f"machine: {name}": seconds for name, seconds in machine.phases},
         }
+
+    def _guard(self, claimed: folders.Folders, group: cgroup.Cgroup) -> None:
+        """Starts the guardian, and another one whenever it is killed."""
+        loop = asyncio.get_running_loop()
+        self._guardian = guardian = Guardian(
+            claimed.runtime, claimed.logs, group.folders, hold=(claimed.lock, self._control_fd)
+        )
+        pidfd = os.pidfd_open(guardian.pid)
+
+        def again() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            guardian.reap()
+            log.warning("the guardian was killed; another one takes over")
+            self._guard(claimed, group)
+
+        loop.add_reader(pidfd, again)
 
     async def _start_kernel(self, machine: Machine, request: LaunchRequest) -> asyncio.Task[KernelExit]:
         await machine.agent.configure(
