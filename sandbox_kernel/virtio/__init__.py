@@ -1,0 +1,1 @@
+"""Virtio's device side: the guest's memory and its split virtqueues, seen as hostile input."""

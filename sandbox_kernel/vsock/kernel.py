@@ -1,0 +1,140 @@
+"""vsock by the host's kernel: `/dev/vhost-vsock` and `socket.AF_VSOCK`.
+
+Theory of operation. QEMU is given `-device vhost-vsock-pci,guest-cid=CID`, and the kernel moves the packets.
+A stream to the guest is an AF_VSOCK socket. `splice` copies between it and the local socket, a task for each
+stream with one loop for each direction; the end of one direction is passed on as a half-close. The CID is
+known to the whole host: two VMs may not have the same one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from sandbox_kernel.errors import GuestProtocolError
+
+_log = logging.getLogger(__name__)
+
+DEVICE: Final = Path("/dev/vhost-vsock")
+_CHUNK: Final = 256 * 1024
+_SPLICE_TIMEOUT: Final = 10.0
+"""Seconds that a guest has to answer the connection of a splice."""
+_MAX_STREAMS: Final = 256
+_REFUSALS: Final = {errno.ECONNRESET, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENODEV}
+"""What connect says when nobody listens, the guest's driver is not up, or there is no such guest."""
+
+
+def unavailable() -> str | None:
+    """Why the kernel's vsock cannot be used on this machine; None when it can."""
+    try:
+        socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
+    except OSError as error:
+        return f"this kernel has no AF_VSOCK ({error.strerror}); modprobe vhost_vsock"
+    if not DEVICE.exists():
+        return f"{DEVICE} is missing; modprobe vhost_vsock"
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        return f"{DEVICE} may not be opened by this user; add them to the group that owns it"
+    return None
+
+
+class KernelVsock:
+    """The host's end of one VM's vsock through the kernel; see `vsock.host.VsockHost`."""
+
+    def __init__(
+        self,
+        cid: int,
+        *,
+        family: int = socket.AF_VSOCK,
+        address: Callable[[int], Any] | None = None,
+    ) -> None:
+        """Args: cid is the guest's; family and address (of a port) take another network's place in tests."""
+        self._loop = asyncio.get_running_loop()
+        self._failed: asyncio.Future[GuestProtocolError] = self._loop.create_future()
+        self._family = family
+        self._address = address or (lambda port: (cid, port))
+        self._splices: dict[asyncio.Task[None], socket.socket] = {}
+        self._closed = False
+
+    @property
+    def failed(self) -> asyncio.Future[GuestProtocolError]:
+        """See `VsockHost.failed`; never resolved, the kernel deals with guests that break the protocol."""
+        return self._failed
+
+    async def connect(self, port: int, timeout: float) -> socket.socket:
+        """See `VsockHost.connect`."""
+        if self._closed:
+            raise ConnectionRefusedError(f"the VM ended, vsock port {port} cannot be reached")
+        sock = socket.socket(self._family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._loop.sock_connect(sock, self._address(port))
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, TimeoutError):
+                raise TimeoutError(
+                    f"no answer from the guest on vsock port {port} in {timeout:g} s"
+                ) from None
+            if isinstance(error, OSError) and error.errno in _REFUSALS:
+                raise ConnectionRefusedError(f"the guest refused a connection to vsock port {port}") from None
+            raise
+        return sock
+
+    def splice(self, port: int, sock: socket.socket) -> None:
+        """See `VsockHost.splice`."""
+        if self._closed or len(self._splices) >= _MAX_STREAMS:
+            _log.info("a connection to vsock port %d is refused: the VM ended or has too many streams", port)
+            sock.close()
+            return
+        sock.setblocking(False)
+        task = self._loop.create_task(self._splice(port, sock), name=f"vsock splice to port {port}")
+        self._splices[task] = sock
+        task.add_done_callback(self._forget)
+
+    def stream_count(self) -> int:
+        """See `VsockHost.stream_count`; sockets that `connect` returned are their owners' and not counted."""
+        return len(self._splices)
+
+    async def aclose(self) -> None:
+        """See `VsockHost.aclose`."""
+        self._closed = True
+        tasks = list(self._splices)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        # A task that is cancelled before its first step has closed nothing.
+        self._splices.pop(task).close()
+
+    async def _splice(self, port: int, sock: socket.socket) -> None:
+        try:
+            guest = await self.connect(port, _SPLICE_TIMEOUT)
+        except OSError as error:
+            _log.info("a connection to vsock port %d is refused: %s", port, error)
+            return
+        with guest:
+            await asyncio.gather(self._copy(sock, guest), self._copy(guest, sock))
+
+    async def _copy(self, source: socket.socket, target: socket.socket) -> None:
+        """Copy until the end of `source`, and pass the end on. A side that is gone ends both directions."""
+        buffer = bytearray(_CHUNK)
+        view = memoryview(buffer)
+        try:
+            while count := await self._loop.sock_recv_into(source, buffer):
+                await self._loop.sock_sendall(target, view[:count])
+        except OSError:
+            # One side was reset or does not read any more: the other direction must not wait for it.
+            for side in (source, target):
+                with contextlib.suppress(OSError):
+                    side.shutdown(socket.SHUT_RDWR)
+        else:
+            with contextlib.suppress(OSError):
+                target.shutdown(socket.SHUT_WR)
