@@ -109,7 +109,7 @@ class Muxer:
         try:
             events = connection.receive(header)
         except StreamViolation as violation:
-            _log.warning("vsock stream to port %d of CID %d reset: %s", key[1], self._cid, violation)
+            _log.warning("vsock stream to port %d of CID %d reset: %s", key[1], self._cid, str(violation))
             connection.reset()
             events = ENDED
         if connection.state is State.CLOSED:

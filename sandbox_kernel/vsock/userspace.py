@@ -187,6 +187,8 @@ class UserspaceVsock:
             self._turn()
 
     def _fail(self, error: GuestProtocolError) -> None:
+        # The frames of a traceback would keep the guest's memory mapped for as long as the error is kept.
+        error = GuestProtocolError(str(error))
         _log.error("the guest broke the vsock protocol and its VM must end: %s", error)
         self._close()
         if not self._failed.done():
