@@ -96,7 +96,7 @@ class Backend:
     def close(self) -> None:
         """Stop the rings and let go of memory and files. Idempotent."""
         for ring in self._rings:
-            self._stop(ring)
+            self._user.ring_stopped(ring)
             ring.close()
         if self._memory is not None:
             self._memory.close()
@@ -196,10 +196,6 @@ class Backend:
         if ring.run(self._memory):
             self._user.ring_started(ring)
             ring.fresh = False
-
-    def _stop(self, ring: Ring) -> None:
-        self._user.ring_stopped(ring)
-        ring.halt()
 
 
 def _subset(features: int, offered: int) -> int:

@@ -19,7 +19,9 @@ Rules that this file keeps:
 2. The transmit queue is never stalled by a slow stream: credit bounds what a stream may send ahead. It is
    stalled while the muxer is congested, that is, while the guest does not take answers.
 3. Nothing keeps a view of guest memory beyond a turn.
-4. Kicks for the receive queue are asked for only while it is empty and bytes wait for it.
+4. Chains of the transmit queue are returned in the turn that took them: Linux counts what is not returned
+   against the sending socket's buffer, so that holding them back to save interrupts stops the guest.
+5. Kicks for the receive queue are asked for only while it is empty and bytes wait for it.
 """
 
 from __future__ import annotations
