@@ -17,7 +17,7 @@ import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import cast
+from typing import IO, cast
 
 from qemu.qmp import QMPClient, QMPError
 
@@ -33,6 +33,7 @@ from sandbox_kernel.machine.transcript import Transcript
 from sandbox_kernel.qemu.command import QemuConfig, VsockDevice, command_line
 from sandbox_kernel.vsock import kernel as kernel_vsock
 from sandbox_kernel.vsock.host import VsockHost
+from sandbox_kernel.vsock.reservation import reserve_cid
 from sandbox_kernel.vsock.userspace import UserspaceVsock
 
 log = logging.getLogger(__name__)
@@ -180,11 +181,11 @@ class Machine:
         self.mark("QEMU started")
         await self._greet(qmp_socket)
 
-    async def _make_vsock(self) -> tuple[VsockDevice, socket.socket]:
+    async def _make_vsock(self) -> tuple[VsockDevice, socket.socket | IO[bytes]]:
         """The host's side of vsock, what QEMU is told of it, and the end that only QEMU keeps."""
         self.vsock: VsockHost
         if self._plan.vsock == "kernel":
-            reservation, cid = kernel_vsock.reserve_cid()
+            reservation, cid = reserve_cid()
             self.vsock = kernel_vsock.KernelVsock(cid)
             self._stack.push_async_callback(self.vsock.aclose)
             self._stack.callback(reservation.close)

@@ -1,0 +1,139 @@
+"""The errors a user meets: each one sentence that says what, the limit and the fix."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sandbox_kernel.errors import (
+    AcceleratorError,
+    BootError,
+    ConfigurationError,
+    ImageError,
+    KernelStartError,
+    MissingToolError,
+    NoSpaceError,
+)
+from sandbox_kernel.image.store import Image
+from tests.microvm import manager, traces
+
+
+def error_of(kind: type[Exception], **config: object) -> str:
+    """The text of the error that a start with `config` raises; nothing may be left of the attempt."""
+    made = manager(**config)
+    with pytest.raises(kind) as caught:
+        made.start_kernel()
+    assert not traces(made.provisioner._vm_id())
+    assert not made.has_kernel or not made.is_alive()
+    made.cleanup_resources()
+    text = str(caught.value)
+    assert text.endswith(".")
+    assert "\n" not in text
+    return text
+
+
+def test_a_missing_qemu_is_named_with_the_way_to_get_it(
+    installed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for tool in ("bwrap", "sh", "mkdir"):
+        found = shutil.which(tool)
+        assert found
+        (tmp_path / tool).symlink_to(found)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert error_of(MissingToolError) == (
+        "qemu-system-x86_64 is not installed; install it with `sandbox-kernel setup`."
+    )
+
+
+def test_a_missing_image_is_named_with_the_way_to_build_it(installed: None) -> None:
+    text = error_of(ImageError, image="nosuch")
+    assert "nosuch" in text
+    assert "sandbox-kernel image build" in text
+
+
+def test_a_damaged_image_is_refused_by_its_hash(
+    installed: None, image: Image, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    store = tmp_path / "sandbox-kernel" / "images"
+    store.mkdir(parents=True)
+    copy = store / image.directory.name
+    shutil.copytree(image.directory, copy)
+    (store / "names").mkdir()
+    (store / "names" / "default").symlink_to(Path("..") / copy.name)
+    initrd = copy / image.initrd.name
+    initrd.chmod(0o600)
+    with initrd.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"damage")
+    text = error_of(ImageError)
+    assert image.initrd.name in text
+    assert "sandbox-kernel image build" in text
+
+
+def test_a_full_file_system_is_named(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = os.environ.get("SANDBOX_KERNEL_TEST_FULL_DIRECTORY")
+    if not full:
+        from sandbox_kernel.supervisor.supervisor import _of_the_host
+
+        error = OSError(28, "No space left on device", "/state/vms")
+        assert isinstance(_of_the_host(error), NoSpaceError)
+        assert str(_of_the_host(error)) == "There is no space left for /state/vms; free some and try again."
+
+
+def test_a_boot_deadline_says_where_the_boot_was_and_where_the_logs_are(installed: None) -> None:
+    text = error_of(BootError, boot_timeout=1)
+    assert "boot_timeout = 1 s" in text
+    logs = Path(text.partition("logs: ")[2].partition(")")[0])
+    assert (logs / "console.log").exists()
+
+
+def test_kvm_demanded_and_not_usable_says_why(installed: None, image: Image) -> None:
+    from sandbox_kernel.machine import accelerator
+
+    verdict = accelerator.cached(image)
+    if verdict is not None and verdict.usable:
+        pytest.skip("KVM works on this machine, so nothing can be refused")
+    text = error_of(AcceleratorError, accelerator="kvm")
+    assert text.startswith("The accelerator 'kvm' was demanded and cannot be used: ")
+    assert "choose accelerator = 'auto'" in text
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"memroy": 512}, ["'memroy'", "allowed are image, memory"]),
+        ({"memory": 1}, ["memory to 1", "from 192 to 1048576 MiB"]),
+        ({"env": "HOME"}, ["env to 'HOME'", "a list of variable names"]),
+    ],
+)
+def test_a_bad_configuration_is_refused_by_key(
+    installed: None, config: dict[str, object], words: list[str]
+) -> None:
+    text = error_of(ConfigurationError, **config)
+    for word in words:
+        assert word in text
+
+
+def test_the_administrators_cap_is_named(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDBOX_KERNEL_MAX_MEMORY", "512")
+    assert "max_memory = 512" in error_of(ConfigurationError, memory=1024)
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        (["/no/such/program", "{connection_file}"], "/no/such/program"),
+        (["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}", "--no-such=("], "status"),
+    ],
+)
+def test_a_kernel_command_that_cannot_start_is_named(installed: None, argv: list[str], word: str) -> None:
+    made = manager()
+    made.kernel_spec.argv = argv
+    with pytest.raises(KernelStartError) as caught:
+        made.start_kernel()
+    assert word in str(caught.value)
+    assert not traces(made.provisioner._vm_id())
