@@ -1,0 +1,128 @@
+"""A started kernel and the few things that measures do with it, over Jupyter's synchronous client."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.manager import KernelManager
+
+DEADLINE = 120.0
+"""Seconds that any single wait may take; a benchmark that hangs says so."""
+
+
+class KernelTrouble(Exception):
+    """A kernel did not do what was asked of it."""
+
+
+@dataclass
+class Turn:
+    """One kernel for one turn.
+
+    Attributes:
+        manager: started.
+        client: its channels are open.
+        began: `time.monotonic()` just before the start.
+        first_reply: seconds from there to the first `kernel_info_reply`.
+        ready: seconds from there to the end of `wait_for_ready`, which ends with 0.2 s of quiet on iopub.
+    """
+
+    manager: KernelManager
+    client: BlockingKernelClient
+    began: float
+    first_reply: float = 0.0
+    ready: float = 0.0
+    over: bool = field(default=False)
+
+    @property
+    def root(self) -> int:
+        """The process that the provisioner names: the kernel itself, or the VM's supervisor.
+
+        Raises:
+            KernelTrouble: it names none.
+        """
+        pid = getattr(self.manager.provisioner, "pid", None)
+        if not isinstance(pid, int):
+            raise KernelTrouble("The provisioner names no process; the kernel is not running.")
+        return pid
+
+    def send(self, code: str) -> str:
+        """Sends an `execute_request` and returns its id."""
+        return str(self.client.execute(code, allow_stdin=False))
+
+    def finish(self, request: str, on_output: Callable[[dict[str, Any]], None] | None = None) -> float:
+        """Receives until reply and `idle` of `request` are there; the reply's `time.monotonic()`.
+
+        Both channels are read as messages come, so that no queue fills meanwhile.
+
+        Raises:
+            KernelTrouble: they are not there in time.
+        """
+        replied = 0.0
+        idle = False
+        for channel, message in self._messages(DEADLINE):
+            if message["parent_header"].get("msg_id") != request:
+                continue
+            if channel == "shell":
+                replied = time.monotonic()
+            elif message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
+                idle = True
+            elif on_output is not None:
+                on_output(message)
+            if replied and idle:
+                return replied
+        raise KernelTrouble(f"There was no end to a cell within {DEADLINE:g} s.")
+
+    def outputs(self, request: str, count: int) -> None:
+        """Receives until `count` messages with output of `request` have come.
+
+        Raises:
+            KernelTrouble: they are not there in time.
+        """
+        for channel, message in self._messages(DEADLINE):
+            mine = message["parent_header"].get("msg_id") == request
+            count -= mine and channel == "iopub" and message["msg_type"] == "stream"
+            if count <= 0:
+                return
+        raise KernelTrouble(f"A cell printed nothing within {DEADLINE:g} s.")
+
+    def _messages(self, seconds: float) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Messages on shell and iopub as they come, until `seconds` have passed."""
+        channels = {"shell": self.client.shell_channel, "iopub": self.client.iopub_channel}
+        poller = zmq.Poller()
+        for channel in channels.values():
+            poller.register(channel.socket, zmq.POLLIN)
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            ready = dict(poller.poll(math.ceil(left * 1000)))
+            for name, channel in channels.items():
+                if channel.socket in ready:
+                    yield name, channel.get_msg(timeout=0)
+
+
+@contextmanager
+def started(name: str) -> Iterator[Turn]:
+    """A kernel of the kernelspec `name`, ready; ended at the end, unless a measure did."""
+    manager = KernelManager(kernel_name=name)
+    began = time.monotonic()
+    manager.start_kernel(stderr=subprocess.DEVNULL)  # a plain kernel's warnings would break the table
+    client = manager.blocking_client()
+    turn = Turn(manager, client, began)
+    try:
+        client.start_channels()
+        client.kernel_info(reply=True, timeout=DEADLINE)
+        turn.first_reply = time.monotonic() - began
+        client.wait_for_ready(timeout=DEADLINE)
+        turn.ready = time.monotonic() - began
+        yield turn
+    finally:
+        client.stop_channels()
+        if not turn.over:
+            manager.shutdown_kernel(now=True)
