@@ -1,0 +1,1 @@
+"""Jupyter's five channels on the host: forwarding, and truthful reports of a kernel's death."""

@@ -1,0 +1,284 @@
+"""The relay: five Jupyter channels between clients and a guest, and the truth when the guest is gone.
+
+Theory of operation.
+
+    clients           relay (client.py, libzmq │ guest.py, zmtp.py)     kernel
+    DEALER, REQ ────▶ ROUTER                   │ DEALER ──────────────▶ ROUTER   control, shell, stdin, hb
+    SUB ◀──────────── XPUB                     │ SUB ◀───────────────── XPUB     iopub
+
+ROUTER and DEALER are transparent: the client's identity travels as the first frame, both ways. The kernel
+sees one peer whose identity is the same on all channels, and the client's identity behind it; so an
+`input_request` sent "to where the request on shell came from" reaches that client's stdin.
+
+The clients' sockets are bound before the VM is up and outlive it. Requests are read only when the guest is
+connected, and what is not read waits in its client's socket. Back-pressure goes both ways: a guest that does
+not read makes the clients of that channel wait (never dropping), clients that do not read make the guest
+wait within the rules of outlet.py. Every message from the guest must have a message's shape; what does not is
+a GuestProtocolError in `failed`, once, and the guest is read no more. Signatures are the client's to check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import zmq
+
+from sandbox_kernel.errors import ConfigurationError, GuestProtocolError
+from sandbox_kernel.relay import death, guest, message, zmtp
+from sandbox_kernel.relay.client import ClientSocket, Curve
+from sandbox_kernel.relay.guest import GuestChannel, Listener
+from sandbox_kernel.relay.limits import RelayLimits
+from sandbox_kernel.relay.message import Author, Signer
+from sandbox_kernel.relay.pending import PendingRequests
+from sandbox_kernel.relay.welcome import KIND as WELCOME
+from sandbox_kernel.relay.welcome import welcome
+from sandbox_kernel.relay.zmtp import Frame
+
+log = logging.getLogger(__name__)
+
+CHANNELS: Final = ("control", "shell", "stdin", "hb", "iopub")
+
+_WELCOME: Final = WELCOME.encode()
+_INPUT: Final = b"execute_input"
+
+
+@dataclass(frozen=True)
+class ClientEndpoints:
+    """Where clients connect.
+
+    Attributes:
+        addresses: ZMQ address to bind (ipc:// or tcp://), by channel.
+        curve_publickey: Z85; with the secret key, clients must speak CURVE and know this key.
+        curve_secretkey: Z85.
+    """
+
+    addresses: Mapping[str, str]
+    curve_publickey: bytes | None = None
+    curve_secretkey: bytes | None = None
+
+
+class Relay:
+    """Connects one set of client endpoints with one guest."""
+
+    def __init__(
+        self,
+        client: ClientEndpoints,
+        key: bytes,
+        signature_scheme: str,
+        limits: RelayLimits = RelayLimits(),  # noqa: B008 (frozen)
+    ) -> None:
+        """A relay that does nothing yet; needs a running event loop.
+
+        Args:
+            client: where clients connect.
+            key: the session's key.
+            signature_scheme: `hmac-sha256` or another of Jupyter's.
+            limits: bounds.
+
+        Raises:
+            ConfigurationError: a channel has no address, or the scheme is unknown.
+        """
+        missing = [channel for channel in CHANNELS if channel not in client.addresses]
+        if missing:
+            raise ConfigurationError(f"The connection info has no address for {', '.join(missing)}.")
+        self._limits = limits
+        self._client = client
+        self._signer = Signer(key, signature_scheme)
+        self._author = Author(self._signer)
+        self._pending = PendingRequests(limits.requests)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._sockets: dict[str, ClientSocket] = {}
+        self._guest: dict[str, GuestChannel] = {}
+        self._welcomed = asyncio.Event()
+        self._over = False
+        self._closing: asyncio.Task[None] | None = None
+        self.shutdown_requested = False
+        """A client has asked the kernel to shut down; its end will be no surprise."""
+        self.failed: asyncio.Future[GuestProtocolError] = asyncio.get_running_loop().create_future()
+        """Resolved with what the guest did wrong, if it does."""
+
+    def bind(self) -> None:
+        """Listens for clients; what they send waits until `attach`.
+
+        Raises:
+            ConfigurationError: an address cannot be bound to.
+            HostError: an address is taken.
+        """
+        public, secret = self._client.curve_publickey, self._client.curve_secretkey
+        curve = Curve(public, secret) if public and secret else None
+        for channel in CHANNELS:
+            self._sockets[channel] = ClientSocket(self._context, channel, self._limits, curve)
+            self._sockets[channel].bind(self._client.addresses[channel])
+
+    async def attach(self, addresses: Mapping[str, str]) -> None:
+        """Connects to the guest's channels, then starts forwarding.
+
+        Returns when every channel's handshake is done and the relay's subscription is in force. The caller
+        sets the deadline; after a cancellation it may be called again.
+
+        Args:
+            addresses: ZMQ address of the guest's socket (ipc:// path, ipc://@ abstract, tcp://), by channel.
+
+        Raises:
+            GuestProtocolError: the guest broke the protocol; `failed` tells it, too.
+        """
+        made: list[GuestChannel] = []
+
+        def make(channel: str) -> GuestChannel:
+            if self.failed.done():
+                raise self.failed.result()
+            made.append(self._guest_channel(channel))
+            return made[-1]
+
+        try:
+            connected = await asyncio.gather(
+                *(
+                    guest.connect(partial(make, channel), addresses[channel], self._limits.retry)
+                    for channel in CHANNELS
+                )
+            )
+            self._guest = dict(zip(CHANNELS, connected, strict=True))
+            self._guest["iopub"].send([zmtp.SUBSCRIBE_ALL])
+            try:
+                async with asyncio.timeout(self._limits.welcome):
+                    await self._welcomed.wait()
+            except TimeoutError:
+                log.info("the kernel sends no iopub_welcome")
+        except BaseException:
+            for channel in made:
+                channel.close()
+            self._guest = {}
+            raise
+        for name, sock in self._sockets.items():
+            receive = self._on_subscription if name == "iopub" else partial(self._on_request, name)
+            sock.start(receive, self._guest[name].pause)
+
+    async def drain(self, timeout: float) -> None:
+        """Forwards what the guest has still sent, until it hangs up, at most for `timeout` seconds."""
+        closed = [channel.closed for channel in self._guest.values()]
+        if closed:
+            await asyncio.wait(closed, timeout=timeout)
+
+    async def report_death(self, reason: str) -> None:
+        """Answers every request that is still unanswered with `reason`, a sentence for the user."""
+        await self.drain(self._limits.last_words)
+        self._end_guest()
+        for name in ("control", "shell"):
+            for frames in self._sockets[name].collect(self._limits.requests):
+                self._on_request(name, frames)
+        for channel, answer in death.report(self._pending, reason, self._author):
+            self._sockets[channel].send(answer)
+        self._pending = PendingRequests(self._limits.requests)
+
+    async def aclose(self) -> None:
+        """Ends everything; last messages reach clients within the linger time. Idempotent."""
+        self._end_guest()
+        for sock in self._sockets.values():
+            sock.close()
+        if self._closing is None:
+            # Waits, bounded by the sockets' linger, until libzmq has sent what it has.
+            self._closing = asyncio.ensure_future(asyncio.to_thread(self._context.term))
+        await asyncio.shield(self._closing)
+
+    def _guest_channel(self, channel: str) -> GuestChannel:
+        return GuestChannel(
+            channel,
+            zmtp.Bounds(self._limits.message_bytes[channel], self._limits.message_frames),
+            self._limits.guest_unread_bytes,
+            Listener(
+                message=partial(self._receivers[channel], self, channel),
+                writable=lambda writable: self._sockets[channel].pause(not writable),
+                broken=self._fail,
+            ),
+        )
+
+    def _end_guest(self) -> None:
+        self._over = True
+        for channel in self._guest.values():
+            channel.close()
+
+    def _fail(self, error: GuestProtocolError) -> None:
+        self._end_guest()
+        if not self.failed.done():
+            log.error("%s", error)
+            self.failed.set_result(error)
+
+    def _on_request(self, channel: str, frames: list[bytes]) -> None:
+        if channel in ("shell", "control"):
+            request = message.read_request(channel, frames, self._signer, self._limits.identities)
+            if request is not None:
+                self._pending.asked(request)
+                self.shutdown_requested |= request.kind == "shutdown_request"
+        if not self._over:
+            self._guest[channel].send(frames)
+
+    def _on_subscription(self, frames: list[bytes]) -> None:
+        answer = welcome(frames[0], self._author)
+        if answer is not None:
+            self._sockets["iopub"].send(answer)
+
+    def _on_reply(self, channel: str, frames: list[Frame]) -> None:
+        at = self._shape(channel, frames)
+        if at is None:
+            return
+        if at == 0:
+            self._fail(_malformed(channel, "has no identity"))
+            return
+        if channel != "stdin":
+            asked = message.read_parent(frames, at)
+            if asked is not None:
+                self._pending.answered(channel, tuple(map(bytes, frames[:at])), asked)
+        self._sockets[channel].send(frames)
+
+    def _on_output(self, channel: str, frames: list[Frame]) -> None:
+        at = self._shape(channel, frames)
+        if at is None:
+            return
+        if message.is_kind(frames, at, _WELCOME):
+            self._welcomed.set()
+            return
+        if message.is_kind(frames, at, _INPUT):
+            self._count(frames, at)
+        self._sockets[channel].send(frames)
+
+    def _on_beat(self, channel: str, frames: list[Frame]) -> None:
+        if self._over:
+            return
+        if not 2 <= len(frames) <= self._limits.identities:
+            self._fail(_malformed(channel, f"has {len(frames)} frames"))
+            return
+        self._sockets[channel].send(frames)
+
+    _receivers: Final = {
+        "control": _on_reply,
+        "shell": _on_reply,
+        "stdin": _on_reply,
+        "iopub": _on_output,
+        "hb": _on_beat,
+    }
+
+    def _shape(self, channel: str, frames: list[Frame]) -> int | None:
+        """Where the delimiter stands; None, and the guest has failed, when there is none."""
+        if self._over:
+            return None
+        at = message.find_delimiter(frames, self._limits.identities)
+        if at is None:
+            self._fail(_malformed(channel, "is none of Jupyter's"))
+        return at
+
+    def _count(self, frames: list[Frame], at: int) -> None:
+        count, asked = (
+            message.read_content(frames, at).get("execution_count"),
+            message.read_parent(frames, at),
+        )
+        if isinstance(count, int) and asked is not None:
+            self._pending.counted(asked, count)
+
+
+def _malformed(channel: str, what: str) -> GuestProtocolError:
+    return GuestProtocolError(f"The guest broke the protocol of channel {channel}: a message {what}.")

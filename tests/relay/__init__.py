@@ -1,0 +1,1 @@
+"""The relay with a stock ipykernel as its guest; no VM."""
