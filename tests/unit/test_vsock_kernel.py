@@ -1,0 +1,166 @@
+"""The kernel's vsock, with AF_UNIX in the place of AF_VSOCK.
+
+There is no vhost-vsock and no vsock loopback here: what runs is all of `KernelVsock` but the address family.
+That AF_VSOCK behaves like it is tested where a guest with vhost-vsock can run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from sandbox_kernel.vsock import kernel
+from sandbox_kernel.vsock.kernel import KernelVsock
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[tuple[KernelVsock, socket.socket]]:
+    """The host's side, and a listener that stands for the guest's port 5."""
+    host = KernelVsock(3, family=socket.AF_UNIX, address=lambda port: str(folder / str(port)))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "5"))
+        listener.listen()
+        listener.setblocking(False)
+        try:
+            yield host, listener
+        finally:
+            await host.aclose()
+
+
+async def accept(listener: socket.socket) -> socket.socket:
+    sock, _ = await asyncio.wait_for(asyncio.get_running_loop().sock_accept(listener), 10)
+    return sock
+
+
+async def read(sock: socket.socket, count: int = 65536) -> bytes:
+    return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, count), 10)
+
+
+async def spliced(host: KernelVsock, listener: socket.socket) -> tuple[socket.socket, socket.socket]:
+    """Both outer ends of a splice: the local peer's and the guest's."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    host.splice(5, theirs)
+    return ours, await accept(listener)
+
+
+async def test_connect_gives_a_stream_to_the_port(tmp_path: Path) -> None:
+    async with running(tmp_path) as (host, listener):
+        sock = await host.connect(5, 10)
+        guest = await accept(listener)
+        guest.send(b"hello")
+        assert await read(sock) == b"hello"
+        assert not sock.getblocking()
+        sock.close()
+        guest.close()
+
+
+async def test_a_port_where_nobody_listens_refuses(tmp_path: Path) -> None:
+    async with running(tmp_path) as (host, _):
+        listening_no_more = socket.socket(socket.AF_UNIX)
+        listening_no_more.bind(str(tmp_path / "6"))
+        with pytest.raises(ConnectionRefusedError):
+            await host.connect(6, 10)
+        listening_no_more.close()
+
+
+@pytest.mark.parametrize("number", [errno.ECONNRESET, errno.ENODEV, errno.EHOSTUNREACH, errno.ENETUNREACH])
+async def test_every_way_to_say_no_is_a_refusal(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The answers of AF_VSOCK, which AF_UNIX does not give.
+    host = KernelVsock(3, family=socket.AF_UNIX, address=str)
+
+    async def refuse(sock: socket.socket, address: str) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", refuse)
+    with pytest.raises(ConnectionRefusedError):
+        await host.connect(1, 10)
+    await host.aclose()
+
+
+async def test_a_splice_carries_bytes_and_half_closes_both_ways(tmp_path: Path) -> None:
+    async with running(tmp_path) as (host, listener):
+        local, guest = await spliced(host, listener)
+        assert host.stream_count() == 1
+        local.send(b"question")
+        local.shutdown(socket.SHUT_WR)
+        assert await read(guest) == b"question"
+        assert await read(guest) == b""
+        guest.send(b"answer")
+        assert await read(local) == b"answer"
+        guest.close()
+        assert await read(local) == b""
+        local.close()
+        async with asyncio.timeout(10):
+            while host.stream_count():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+
+async def test_more_than_any_buffer_holds_goes_through_unchanged(tmp_path: Path) -> None:
+    async with running(tmp_path) as (host, listener):
+        local, guest = await spliced(host, listener)
+        data = os.urandom(3_000_000)
+        loop = asyncio.get_running_loop()
+        sending = asyncio.create_task(loop.sock_sendall(guest, data))
+        got = b""
+        while len(got) < len(data):
+            got += await read(local)
+        await sending
+        assert got == data
+        local.close()
+        guest.close()
+
+
+async def test_a_refused_splice_closes_its_socket(tmp_path: Path) -> None:
+    async with running(tmp_path) as (host, _):
+        (tmp_path / "5").unlink()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        host.splice(5, theirs)
+        assert await read(ours) == b""
+        ours.close()
+
+
+async def test_a_side_that_is_reset_ends_the_other(tmp_path: Path) -> None:
+    async with running(tmp_path) as (host, listener):
+        local, guest = await spliced(host, listener)
+        local.send(b"unread")
+        assert await read(guest, 1) == b"u"
+        # Closed with unread bytes: the splice's read of it fails.
+        guest.close()
+        assert await read(local) == b""
+        local.close()
+
+
+async def test_closing_ends_splices_and_refuses_connections(tmp_path: Path) -> None:
+    async with running(tmp_path) as (host, listener):
+        local, guest = await spliced(host, listener)
+        waiting, theirs = socket.socketpair()
+        waiting.setblocking(False)
+        host.splice(5, theirs)
+        await host.aclose()
+        await host.aclose()
+        assert host.stream_count() == 0
+        for sock in (local, guest, waiting):
+            sock.setblocking(False)
+            assert await read(sock) == b""
+            sock.close()
+        with pytest.raises(ConnectionRefusedError):
+            await host.connect(5, 1)
+        assert not host.failed.done()
+
+
+def test_the_reason_why_it_is_unavailable_names_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "DEVICE", tmp_path / "vhost-vsock")
+    reason = kernel.unavailable()
+    assert reason is not None
+    assert "modprobe vhost_vsock" in reason
