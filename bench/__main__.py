@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,26 @@ from bench import figures, machine, report
 from bench.figures import Sample
 from bench.kernel import KernelTrouble, started
 from bench.measures import ORDER
+from sandbox_kernel.errors import SandboxKernelError
 
 KERNELS = ("python3", "python3-microvm")
 DEVICE = "vsock-device"
 _DEVICE_PATIENCE = 600.0
+
+
+@dataclass
+class Found:
+    """What the turns brought.
+
+    Attributes:
+        samples: by kernel.
+        accelerator: that a micro-VM reported; empty when none did.
+        troubles: a sentence for each turn that did not come to its end.
+    """
+
+    samples: dict[str, list[Sample]]
+    accelerator: str = ""
+    troubles: list[str] = field(default_factory=list)
 
 
 @click.command()
@@ -46,13 +63,15 @@ def main(
             "`python -m ipykernel install --sys-prefix` installs python3."
         )
     wanted = [name for name in ORDER if not only or name in only]
-    try:
-        samples, accelerator = _measure(_labels(chosen), wanted, repeat) if wanted else ({}, "")
-        device = _device() if not only or DEVICE in only else None
-    except KernelTrouble as error:
-        raise click.ClickException(str(error)) from error
-    kernels = {label: figures.summarise(found) for label, found in samples.items()}
-    where = machine.look(accelerator)
+    found = _measure(_labels(chosen), wanted, repeat) if wanted else Found({})
+    device = None
+    if not only or DEVICE in only:
+        try:
+            device = _device()
+        except KernelTrouble as error:
+            found.troubles.append(str(error))
+    kernels = {label: figures.summarise(samples) for label, samples in found.samples.items()}
+    where = machine.look(found.accelerator)
     if kernels and markdown:
         click.echo(report.markdown(kernels, where, repeat))
     elif kernels:
@@ -60,8 +79,11 @@ def main(
     for line in report.device_lines(device or {}):
         console.print(line, highlight=False, soft_wrap=True)
     if json_file is not None:
-        found = report.document(kernels, where, repeat, device)
-        json_file.write_text(json.dumps(found, indent=2) + "\n")
+        document = report.document(kernels, where, repeat, device) | {"troubles": found.troubles}
+        json_file.write_text(json.dumps(document, indent=2) + "\n")
+    for trouble in found.troubles:
+        click.echo(trouble, err=True)
+    sys.exit(1 if found.troubles else 0)
 
 
 def _labels(names: Sequence[str]) -> dict[str, str]:
@@ -72,27 +94,25 @@ def _labels(names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _measure(
-    labels: dict[str, str], wanted: Sequence[str], repeat: int
-) -> tuple[dict[str, list[Sample]], str]:
-    """All samples by label, and the accelerator that a micro-VM reported."""
-    samples: dict[str, list[Sample]] = {label: [] for label in labels}
-    accelerator = ""
+def _measure(labels: dict[str, str], wanted: Sequence[str], repeat: int) -> Found:
+    """All turns. A turn that goes wrong ends there; what it measured before counts, and the run goes on."""
+    found = Found({label: [] for label in labels})
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=repeat * len(labels) * len(wanted))
+        task = progress.add_task("", total=repeat * len(labels))
         for number in range(1, repeat + 1):
             for label, name in labels.items():
                 progress.update(task, description=f"{label}, turn {number} of {repeat}")
-                with started(name) as turn:
-                    told = getattr(turn.manager.provisioner, "report", {}).get("accelerator")
-                    accelerator = told[0] if told else accelerator
-                    for measure in wanted:
-                        try:
-                            samples[label] += ORDER[measure](turn)
-                        except KernelTrouble as error:
-                            raise KernelTrouble(f"{label}, {measure}: {error}") from error
-                        progress.advance(task)
-    return samples, accelerator
+                measure = "start"
+                try:
+                    with started(name) as turn:
+                        told = getattr(turn.manager.provisioner, "report", {}).get("accelerator")
+                        found.accelerator = told[0] if told else found.accelerator
+                        for measure in wanted:
+                            found.samples[label] += ORDER[measure](turn)
+                except (KernelTrouble, SandboxKernelError, RuntimeError, OSError) as error:
+                    found.troubles.append(f"{label}, turn {number}, {measure}: {error}")
+                progress.advance(task)
+    return found
 
 
 def _device() -> dict[str, Any]:

@@ -96,6 +96,9 @@ def measure(root: int) -> dict[str, float]:
     """
     found = {}
     for process in group(root):
-        text = Path(f"/proc/{process.pid}/smaps").read_text()
+        try:
+            text = Path(f"/proc/{process.pid}/smaps").read_text()
+        except FileNotFoundError:  # ended since the group was listed
+            continue
         found[f"{process.name()} {process.pid}"] = unique([parse_smaps(text)])
     return found

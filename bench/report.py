@@ -61,14 +61,15 @@ def document(
     kernels: Kernels, machine: Machine, repeat: int, device: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Everything for `--json`."""
-    yardstick = next(iter(kernels))
+    yardstick = next(iter(kernels), None)
     return {
         "machine": asdict(machine),
         "repeat": repeat,
         "yardstick": yardstick,
         "kernels": {
             kernel: {
-                name: asdict(figure) | {"ratio": ratio(figure, kernels[yardstick].get(name))}
+                name: asdict(figure)
+                | {"ratio": ratio(figure, kernels[yardstick].get(name) if yardstick else None)}
                 for name, figure in figures.items()
             }
             for kernel, figures in kernels.items()

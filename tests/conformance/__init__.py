@@ -3,8 +3,8 @@
 Theory of operation:
 
 1. `suites.toml` pins source distributions (version and sha256) and names the tests to run in them. They are
-   fetched by pip, verified, and kept in the cache (`sources`). The package's own folder is left out when
-   one is unpacked, so its tests meet the installed package.
+   fetched by pip, verified, and kept in the cache (`sources`). The package's own folder gets another
+   name when one is unpacked, so its tests meet the installed package.
 2. A virtual environment in the cache holds what the suites need (`requirements.lock`); a wheel built from
    this checkout is installed into it before each run (`environment`). No suite sees the checkout.
 3. Every suite runs unedited in folders of its own (`isolation`), with

@@ -124,6 +124,7 @@ def arguments(suite: Suite, python: Path, choice: Choice, junit: Path) -> list[s
         # The other method ends the whole process, and with it the tests that were still to come.
         *("--timeout-method", "signal", "--timeout", f"{choice.timeout or suite.timeout:g}"),
         *("--junitxml", str(junit)),
+        *(word for warning in suite.warnings for word in ("-W", warning)),
     ]
     return [*chosen, "-k", choice.keyword] if choice.keyword else chosen
 

@@ -43,6 +43,7 @@ class Suite:
         installed: the tests are part of the installed package.
         beside: files of this folder that are put beside the source distribution's and run, too.
         quick: part of `--quick`.
+        warnings: filters of Python's warnings, added to the suite's own.
         patience: factor on the waits of the suite's client calls.
         timeout: seconds per test.
         deadline: seconds for the whole suite.
@@ -54,6 +55,7 @@ class Suite:
     installed: bool = False
     beside: tuple[str, ...] = ()
     quick: bool = False
+    warnings: tuple[str, ...] = ()
     patience: float = 1.0
     timeout: float = 300.0
     deadline: float = 3600.0
@@ -75,6 +77,7 @@ def parse(text: str) -> tuple[Suite, ...]:
                 "sdist": sdists[entry["sdist"]],
                 "tests": tuple(entry["tests"]),
                 "beside": tuple(entry.get("beside", ())),
+                "warnings": tuple(entry.get("warnings", ())),
             }
         )
         for entry in document["suite"]
