@@ -21,7 +21,14 @@ from typing import Any
 
 from sandbox_kernel.agent.client import KernelExit
 from sandbox_kernel.agent.protocol import CHANNEL_PORTS
-from sandbox_kernel.errors import BootError, GuestError, HostError, NoSpaceError, SandboxKernelError
+from sandbox_kernel.errors import (
+    BootError,
+    GuestError,
+    HostError,
+    KernelStartError,
+    NoSpaceError,
+    SandboxKernelError,
+)
 from sandbox_kernel.image.store import ImageStore
 from sandbox_kernel.jail import cgroup
 from sandbox_kernel.jail.guardian import Guardian
@@ -128,6 +135,7 @@ class Supervisor:
 
     async def _launch(self, request: LaunchRequest) -> dict[str, Any]:
         spec, info = request.spec, request.connection
+        self._memory = spec.memory
         image = ImageStore().open(spec.image)
         chosen, why_accelerator = await accelerator.choose(spec.accelerator, image)
         vsock, why_vsock = choose_vsock(spec.vsock)
@@ -214,13 +222,26 @@ class Supervisor:
             raise machine.ended.result()
         if relay.failed.done():
             raise relay.failed.result()
-        raise kernel_exit.result().as_start_error()
+        ended = kernel_exit.result()
+        words = f": {ended.tail[-500:]}" if ended.tail else ""
+        raise KernelStartError(
+            f"The kernel {ended.how()} before it accepted connections{words} ({self._evidence()})."
+        )
 
     async def _on_kernel_exit(self, result: KernelExit) -> None:
         assert self._relay is not None
         log.info("the kernel ended: %s", result)
         await self._relay.drain(_DRAIN)
-        self.end(Ending(result.status, "" if self._relay.shutdown_requested else result.sentence()))
+        self.end(Ending(result.status, "" if self._relay.shutdown_requested else self._death(result)))
+
+    def _death(self, ended: KernelExit) -> str:
+        """Why the kernel is dead, for the user whose cell was running."""
+        if ended.out_of_memory:
+            return (
+                f"The kernel was killed because the memory limit of {self._memory} MiB was reached; "
+                "use less, or raise `memory`."
+            )
+        return f"The kernel's process {ended.how()}; restart it to go on."
 
     def _on_machine_ended(self, error: SandboxKernelError) -> None:
         self.keep_logs()

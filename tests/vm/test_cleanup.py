@@ -83,7 +83,9 @@ def test_a_killed_guardian_does_not_keep_an_orderly_stop_from_cleaning_up(instal
 @pytest.mark.parametrize("delay", [0.1, 0.4, 1.0, 2.5, 5.0])
 def test_a_client_killed_while_its_kernel_starts_leaves_nothing(installed: None, delay: float) -> None:
     before = set(psutil.pids())
-    process = subprocess.Popen([sys.executable, "-c", CLIENT], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLIENT], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
     born: list[psutil.Process] = []
 
     def supervisor_started() -> bool:
@@ -103,7 +105,9 @@ def _new_leftovers(before: set[int]) -> list[str]:
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
         words = " ".join(process.info["cmdline"] or ())
-        if process.info["pid"] not in before and ("qemu-system" in words or "sandbox_kernel.supervisor" in words):
+        if process.info["pid"] not in before and (
+            "qemu-system" in words or "sandbox_kernel.supervisor" in words
+        ):
             found.append(words)
     return found
 

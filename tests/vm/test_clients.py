@@ -82,14 +82,18 @@ def test_a_client_that_ignores_provisioners_gets_a_micro_vm_all_the_same(
     from jupyter_client import BlockingKernelClient
 
     file, _ = write_connection_file(str(tmp_path / "kernel.json"))
-    argv = [word.replace("{connection_file}", file) for word in KernelSpecManager().get_kernel_spec(KERNEL).argv]
+    argv = [
+        word.replace("{connection_file}", file) for word in KernelSpecManager().get_kernel_spec(KERNEL).argv
+    ]
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
     try:
         client = BlockingKernelClient(connection_file=file)
         client.load_connection_file()
         client.start_channels()
         client.wait_for_ready(timeout=READY)
-        asked = client.execute("import time\ntry:\n    time.sleep(600)\nexcept KeyboardInterrupt: print('stopped')")
+        asked = client.execute(
+            "import time\ntry:\n    time.sleep(600)\nexcept KeyboardInterrupt: print('stopped')"
+        )
         while client.get_iopub_msg(timeout=READY)["msg_type"] != "execute_input":
             pass
         process.send_signal(signal.SIGINT)
@@ -203,15 +207,27 @@ async def test_one_websocket_of_a_server_executes_asks_interrupts_and_restarts(
     def execute(code: str) -> str:
         return server.message(
             "execute_request",
-            {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": True},
+            {
+                "code": code,
+                "silent": False,
+                "store_history": True,
+                "user_expressions": {},
+                "allow_stdin": True,
+            },
         )
 
     async with server.socket(kernel) as socket:
-        text = [m["content"]["data"]["text/plain"] for m in await until_idle(socket, execute("6 * 7")) if m["msg_type"] == "execute_result"]
+        text = [
+            m["content"]["data"]["text/plain"]
+            for m in await until_idle(socket, execute("6 * 7"))
+            if m["msg_type"] == "execute_result"
+        ]
         assert text == ["42"]
         messages = await until_idle(socket, execute("print('hello', input('name? '))"), input="Ada")
         assert "hello Ada" in "".join(m["content"]["text"] for m in messages if m["msg_type"] == "stream")
-        messages = await until_idle(socket, execute("x = 1\nprint('interrupt me', flush=True)\nwhile True: pass"))
+        messages = await until_idle(
+            socket, execute("x = 1\nprint('interrupt me', flush=True)\nwhile True: pass")
+        )
         assert [m["content"]["ename"] for m in messages if m["msg_type"] == "error"] == ["KeyboardInterrupt"]
         await server.request("POST", f"/api/kernels/{kernel}/restart", {})
         messages = await until_idle(socket, execute("x"))

@@ -32,7 +32,13 @@ def test_the_kernel_is_an_ordinary_user_in_its_own_cgroup(kernel: Kernel) -> Non
 def test_the_hosts_variables_are_not_there(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     names = kernel.run("import os; print(*sorted(os.environ))").split()
     assert "PWD" not in names or "HOSTNAME" not in names
-    assert not {"VIRTUAL_ENV", "MAKEFLAGS", "PYENV_ROOT", "SSH_AUTH_SOCK", "SANDBOX_KERNEL_CHANNEL_FDS"} & set(names)
+    assert not {
+        "VIRTUAL_ENV",
+        "MAKEFLAGS",
+        "PYENV_ROOT",
+        "SSH_AUTH_SOCK",
+        "SANDBOX_KERNEL_CHANNEL_FDS",
+    } & set(names)
 
 
 def test_there_is_no_network(kernel: Kernel) -> None:
@@ -108,7 +114,7 @@ def test_a_kernel_killed_for_memory_says_so(installed: None) -> None:
         messages = small.iopub_until_idle(asked)
         errors = [m["content"]["evalue"] for m in messages if m["msg_type"] == "error"]
         assert errors, messages
-        assert "memory limit" in errors[0]
+        assert "the memory limit of 320 MiB was reached" in errors[0]
         reply = small.client.get_shell_msg(timeout=READY)
         assert reply["parent_header"]["msg_id"] == asked
         assert (reply["content"]["status"], reply["content"]["evalue"]) == ("error", errors[0])

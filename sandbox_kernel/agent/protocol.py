@@ -1,0 +1,107 @@
+"""What host and guest must agree on: vsock ports, the agent's messages, their limits. No I/O.
+
+The image build copies this file into the guest as `agent_protocol.py`; it therefore imports nothing but
+the standard library, and as little of that as it can (the guest's first second is emulated).
+
+The agent listens on `AGENT_PORT`. A connection carries requests and responses in turn, one response to
+each request, in order; a caller that wants two things at once opens two connections. Both directions use
+the same frame:
+
+    magic "SKA" + version   4 bytes
+    JSON length             4 bytes, big-endian, at most MAX_JSON
+    payload length          4 bytes, big-endian, at most MAX_PAYLOAD
+    JSON object             UTF-8
+    payload                 bytes: the content of files, the output of programs
+
+A request is `{"op": name, ...}`; a response is `{"ok": true, ...}` or
+`{"ok": false, "error": code, "message": sentence}`. A frame outside these rules is a `FrameError`: the
+connection is closed, and on the host it counts as a broken guest.
+
+The kernel's five channels have one vsock port each, from `CHANNEL_PORTS`. The agent opens the listening
+sockets before it starts the kernel and hands them down, so the host may connect as soon as `start` is
+answered.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+
+PROTOCOL_VERSION = 1
+
+AGENT_PORT = 1024
+CHANNEL_PORTS = {"shell": 6001, "iopub": 6002, "stdin": 6003, "control": 6004, "hb": 6005}
+CHANNEL_FDS_VARIABLE = "SANDBOX_KERNEL_CHANNEL_FDS"
+"""Environment variable of the kernel: JSON object from channel to the number of its listening socket."""
+
+HEADER = struct.Struct(">3sBII")
+MAGIC = b"SKA"
+MAX_JSON = 256 * 1024
+"""Bytes of one JSON object: the environment and argv of a kernel fit, a flood does not."""
+MAX_PAYLOAD = 4 * 1024 * 1024
+"""Bytes of one payload; larger files travel in pieces (`offset`)."""
+MAX_CONNECTIONS = 16
+"""Connections the agent serves at a time."""
+
+OPERATIONS = frozenset(
+    {"hello", "configure", "start", "wait", "signal", "status", "exec", "read", "write", "shutdown"}
+)
+
+
+class FrameError(Exception):
+    """The bytes are not a frame of this protocol; the connection cannot go on."""
+
+
+def pack(message: dict[str, object], payload: bytes = b"") -> bytes:
+    """One frame, ready to send.
+
+    Args:
+        message: the JSON object, at most MAX_JSON bytes once encoded.
+        payload: raw bytes behind it, at most MAX_PAYLOAD.
+
+    Raises:
+        FrameError: one of them is too long.
+    """
+    body = json.dumps(message, separators=(",", ":")).encode()
+    if len(body) > MAX_JSON:
+        raise FrameError(f"The message has {len(body)} bytes and the limit is {MAX_JSON}.")
+    if len(payload) > MAX_PAYLOAD:
+        raise FrameError(f"The payload has {len(payload)} bytes and the limit is {MAX_PAYLOAD}.")
+    return HEADER.pack(MAGIC, PROTOCOL_VERSION, len(body), len(payload)) + body + payload
+
+
+def parse_header(header: bytes) -> tuple[int, int]:
+    """Lengths in bytes of the JSON object and of the payload that follow `header` (HEADER.size bytes).
+
+    Raises:
+        FrameError: wrong magic, another version, or a length over its limit.
+    """
+    magic, version, json_length, payload_length = HEADER.unpack(header)
+    if magic != MAGIC:
+        raise FrameError(f"A frame begins with {magic!r} instead of {MAGIC!r}.")
+    if version != PROTOCOL_VERSION:
+        raise FrameError(
+            f"The peer speaks version {version} of the agent protocol and this side {PROTOCOL_VERSION}; "
+            "rebuild the image with `sandbox-kernel image build`."
+        )
+    if json_length > MAX_JSON or payload_length > MAX_PAYLOAD:
+        raise FrameError(
+            f"A frame announces {json_length} + {payload_length} bytes and the limits are "
+            f"{MAX_JSON} + {MAX_PAYLOAD}."
+        )
+    return json_length, payload_length
+
+
+def parse_message(body: bytes) -> dict[str, object]:
+    """The JSON object of a frame.
+
+    Raises:
+        FrameError: the bytes are not a JSON object, or are nested too deeply to parse.
+    """
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise FrameError("A frame's message is not JSON.") from error
+    if not isinstance(message, dict):
+        raise FrameError(f"A frame's message is a JSON {type(message).__name__}, not an object.")
+    return message
