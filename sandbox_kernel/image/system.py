@@ -1,0 +1,158 @@
+"""The Debian part of an image, by mmdebstrap: a minimal system as a folder, and a kernel taken apart.
+
+mmdebstrap runs as root or, in a user namespace, as anybody who has a range of subordinate user ids
+(subuid(5)). Either way it hands over a tar archive, which is unpacked as the calling user: ownership is lost
+on purpose (the image belongs to root throughout), device nodes are left out (devtmpfs makes them), and no
+file keeps a set-user-id bit (nothing in the guest needs to raise its privileges).
+
+mmdebstrap works in a folder of its own below the temporary directory, not in the image store: in a user
+namespace another user id must reach it, which a private home does not allow. In such a namespace it can
+leave files behind that only the namespace may remove.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox_kernel.errors import ImageError
+from sandbox_kernel.image import tool
+from sandbox_kernel.image.recipe import Recipe
+
+_DOCUMENTATION = (
+    "path-exclude=/usr/share/doc/*",
+    "path-include=/usr/share/doc/*/copyright",
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-exclude=/usr/share/lintian/*",
+)
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How to fetch Debian packages: release, mirror (None: mmdebstrap's own), folder for temporary files."""
+
+    suite: str
+    mirror: str | None
+    temporary: Path
+
+    def command(self, variant: str, packages: Sequence[str], target: Path) -> list[str]:
+        """The argv that makes the tar archive `target`."""
+        argv = ["mmdebstrap", "--quiet", f"--variant={variant}", "--architectures=amd64", "--format=tar"]
+        argv += [f"--include={','.join(packages)}"]
+        if variant != "extract":
+            argv += [f"--dpkgopt={rule}" for rule in _DOCUMENTATION]
+        argv += [self.suite, str(target)]
+        return [*argv, self.mirror] if self.mirror else argv
+
+    def run(self, variant: str, packages: Sequence[str], target: Path, purpose: str) -> None:
+        """Makes the tar archive `target`.
+
+        Raises:
+            ImageError: a package or the mirror is not there.
+            NoSpaceError: a file system is full.
+        """
+        env = {**os.environ, "TMPDIR": str(self.temporary), "LC_ALL": "C.UTF-8"}
+        tool.run(self.command(variant, packages, target), purpose=purpose, env=env)
+
+
+def require_subordinate_ids(uid: int, user: str, subuid: Path = Path("/etc/subuid")) -> None:
+    """Refuses a user who can build no Debian system: not root, and without subordinate user ids.
+
+    Raises:
+        ImageError: with the command that gives such a range.
+    """
+    if uid == 0:
+        return
+    try:
+        lines = subuid.read_text().splitlines()
+    except OSError:
+        lines = []
+    if not any(line.split(":")[0] in (user, str(uid)) for line in lines):
+        raise ImageError(
+            f"User {user} has no range of subordinate ids in {subuid}, which building a Debian system takes; "
+            f"get one with `sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`."
+        )
+
+
+@contextmanager
+def temporary_folder(store: Path) -> Iterator[Path]:
+    """A folder for mmdebstrap, the same for each build into one store; what an earlier build left is removed.
+
+    `TMPDIR` names where it lies, /var/tmp otherwise: the content is large and /tmp may be memory.
+    """
+    tag = f"{os.getuid()}-{store.stat().st_ino:x}"
+    folder = Path(os.environ.get("TMPDIR") or "/var/tmp") / f"sandbox-kernel-build-{tag}"
+    _remove(folder)
+    folder.mkdir(mode=0o711)
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        # Files of a user namespace: the namespace's root may remove them.
+        argv = ["mmdebstrap", "--unshare-helper", "rm", "-rf", str(folder)]
+        tool.run(argv, purpose=f"Removing {folder}, left by an interrupted build,", allowed=range(256))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def install(recipe: Recipe, bootstrap: Bootstrap, archive: Path, root: Path) -> None:
+    """Makes the folder `root` with the recipe's Debian system.
+
+    Raises:
+        ImageError: a package is missing or the mirror cannot be reached.
+    """
+    bootstrap.run("minbase", recipe.debian_packages, archive, "Installing Debian")
+    _unpack(archive, root, "./dev/*")
+    archive.unlink()
+    for folder, _, files in os.walk(root):
+        for name in files:
+            path = Path(folder, name)
+            if not path.is_symlink() and path.stat().st_mode & 0o6000:
+                path.chmod(path.stat().st_mode & 0o1777)
+
+
+def take_kernel_apart(recipe: Recipe, bootstrap: Bootstrap, archive: Path, folder: Path) -> None:
+    """Unpacks the recipe's kernel packages into `folder`, without installing them.
+
+    Raises:
+        ImageError: a package is missing or the mirror cannot be reached.
+    """
+    bootstrap.run("extract", recipe.kernel_packages, archive, "Fetching the guest kernel")
+    _unpack(archive, folder, "./dev/*", "./usr/share/*", "./etc/*", "./var/*")
+    archive.unlink()
+
+
+def packages(root: Path) -> dict[str, str]:
+    """Installed Debian packages and their versions, from dpkg's own database (deb-control(5))."""
+    text = (root / "var/lib/dpkg/status").read_text()
+    found = {}
+    for stanza in text.split("\n\n"):
+        fields = dict(re.findall(r"^(Package|Version|Status): (.*)$", stanza, re.MULTILINE))
+        if fields.get("Status", "").endswith(" installed"):
+            found[fields["Package"]] = fields["Version"]
+    return found
+
+
+def _unpack(archive: Path, folder: Path, *leave_out: str) -> None:
+    folder.mkdir()
+    argv = [
+        "tar",
+        "--extract",
+        f"--file={archive}",
+        f"--directory={folder}",
+        "--no-same-owner",
+        "--preserve-permissions",
+    ]
+    argv += ["--wildcards", *(f"--exclude={pattern}" for pattern in leave_out)]
+    tool.run(argv, purpose="Unpacking the Debian system")

@@ -1,0 +1,168 @@
+"""Runs one system tool to its end, and turns what can go wrong with it into this package's errors.
+
+Rules kept here:
+
+1. A tool dies with us: `setpriv --pdeathsig TERM` asks the kernel to tell it when we are gone, so a killed
+   builder leaves no bootstrap running (prctl(2), PR_SET_PDEATHSIG).
+2. An interruption (Ctrl-C, SIGTERM turned into an exception) ends the tool before it goes on up: politely,
+   so that the tool removes what it made, then not.
+3. A tool's failure is one sentence with the tool's own last words; a full disk is told apart from the rest.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from sandbox_kernel.errors import HostError, ImageError, MissingToolError, NoSpaceError
+
+_POLITE = 10.0
+"""Seconds that an interrupted tool gets for its own clean-up."""
+_TELLING = ("e:", "error", "fatal", "×")
+"""How the line begins with which a tool starts to say what is wrong."""
+_WORDS = 600
+"""Characters of a tool's own words in an error."""
+_NO_SPACE = ("no space left on device", "disk quota exceeded", "enospc")
+
+
+def find(program: str) -> Path:
+    """Where `program` is on the search path, or in the directories of system programs beside it.
+
+    Raises:
+        MissingToolError: it is not installed.
+    """
+    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin:/usr/local/sbin")
+    if found is None:
+        raise MissingToolError(f"{program} is not installed; run `sandbox-kernel setup`.")
+    return Path(found)
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    purpose: str,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes | None = None,
+    allowed: Sequence[int] = (0,),
+) -> bytes:
+    """Runs a tool and returns its standard output.
+
+    Args:
+        argv: the tool (a name to look up, or a path) and its arguments.
+        purpose: what it is run for, as the subject of "… failed".
+        env: its environment; ours when None.
+        stdin: what it reads; nothing when None.
+        allowed: exit codes that are no failure.
+
+    Raises:
+        MissingToolError: the tool is not installed.
+        NoSpaceError: it ran into a full file system.
+        ImageError: it failed in another way; the message ends with its last line.
+    """
+    words = [str(find(str(argv[0]))), *map(str, argv[1:])]
+    tether = shutil.which("setpriv")
+    if tether:
+        words = [tether, "--pdeathsig", "TERM", "--", *words]
+    process = subprocess.Popen(
+        words,
+        stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=None if env is None else dict(env),
+    )
+    try:
+        output, complaint = process.communicate(stdin)
+    except BaseException:
+        _end(process)
+        raise
+    if process.returncode not in allowed:
+        raise _failure(purpose, process.returncode, complaint.decode(errors="replace"))
+    return output
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_POLITE)
+    except BaseException:
+        process.kill()
+        process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+
+
+def _failure(purpose: str, code: int, complaint: str) -> HostError:
+    if any(words in complaint.lower() for words in _NO_SPACE):
+        return NoSpaceError(f"{purpose} ran out of space; free some and run the command again.")
+    lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+    telling = next((i for i, line in enumerate(lines) if line.lower().startswith(_TELLING)), len(lines) - 1)
+    words = " ".join(lines[telling:]) or f"exit status {code}"
+    return ImageError(f"{purpose} failed: {words[:_WORDS]}")
+
+
+@contextmanager
+def space_on(*folders: Path) -> Iterator[None]:
+    """Names the file system, should the work inside run out of space on one of `folders`.
+
+    Raises:
+        NoSpaceError: it did; the message names the fullest of the file systems.
+    """
+    try:
+        yield
+    except NoSpaceError as error:
+        raise NoSpaceError(f"{str(error).split(';')[0]}; {_fullest(folders)}.") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NoSpaceError(f"The build ran out of space; {_fullest(folders)}.") from error
+
+
+def require_space(folder: Path, need: int, purpose: str) -> None:
+    """Refuses work that cannot end well.
+
+    Args:
+        folder: any folder of the file system in question; it need not exist yet.
+        need: bytes that must be free.
+        purpose: what they are needed for, as the subject of "needs".
+
+    Raises:
+        NoSpaceError: there is less.
+    """
+    free = free_space(folder)
+    if free < need:
+        raise NoSpaceError(
+            f"{purpose} needs {need / 1e9:.1f} GB and the file system {mount_point(folder)} has "
+            f"{free / 1e9:.1f} GB free; free some space there."
+        )
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that this user may still write to the file system of `folder` or of its nearest parent."""
+    found = os.statvfs(_existing(folder))
+    return found.f_bavail * found.f_frsize
+
+
+def mount_point(folder: Path) -> Path:
+    """Where the file system of `folder` (or of its nearest existing parent) is mounted."""
+    path = _existing(folder).resolve()
+    while not path.is_mount():
+        path = path.parent
+    return path
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _fullest(folders: Sequence[Path]) -> str:
+    worst = min(folders, key=free_space)
+    free = free_space(worst) / 1e6
+    return f"the file system {mount_point(worst)} has {free:.0f} MB left; free some space there"
