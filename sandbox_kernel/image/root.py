@@ -98,13 +98,28 @@ def pack(root: Path, image: Path) -> None:
     It is not compressed: the host's page cache holds it once for all VMs, and unpacking is slow when
     emulated.
     """
-    argv = ["mkfs.erofs", "--quiet", "--all-root", f"-T{EPOCH}", f"-U{_UUID}", "-x-1", image, root]
+    argv: list[str | Path] = [
+        "mkfs.erofs",
+        "--quiet",
+        "--all-root",
+        f"-T{EPOCH}",
+        f"-U{_UUID}",
+        "-x-1",
+        image,
+        root,
+    ]
     tool.run(argv, purpose="Writing the root file system")
 
 
 def unpack(image: Path, root: Path) -> None:
     """The inverse of `pack`, as the calling user."""
-    argv = ["fsck.erofs", "--preserve-perms", "--no-preserve-owner", f"--extract={root}", image]
+    argv: list[str | Path] = [
+        "fsck.erofs",
+        "--preserve-perms",
+        "--no-preserve-owner",
+        f"--extract={root}",
+        image,
+    ]
     tool.run(argv, purpose="Unpacking the root file system")
 
 
