@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from sandbox_kernel.cli.progress import Steps
 from sandbox_kernel.image.build import Order, build, default_recipe
@@ -54,16 +53,18 @@ def list_images(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_summary(found) for found in images], indent=1))
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("NAME", "DIGEST", "CREATED", "PYTHON", "KERNEL", "SIZE"):
-        table.add_column(title, no_wrap=True)
+    rows = [("NAME", "DIGEST", "CREATED", "PYTHON", "KERNEL", "SIZE")]
     for found in images:
         manifest = found.manifest
-        table.add_row(
-            *(found.name or "-", found.digest[:12], manifest.created, manifest.python),
-            *(manifest.kernel, _megabytes(found)),
+        rows.append(
+            (
+                *(found.name or "-", found.digest[:12], manifest.created, manifest.python),
+                *(manifest.kernel, _megabytes(found)),
+            )
         )
-    Console(soft_wrap=True).print(table)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 @image.command("show")

@@ -14,7 +14,10 @@ from typing import Any
 
 import click
 
+from sandbox_kernel.cli.doctor import doctor
 from sandbox_kernel.cli.image import image
+from sandbox_kernel.cli.kernelspec import kernelspec
+from sandbox_kernel.cli.setup import setup
 from sandbox_kernel.errors import SandboxKernelError
 
 
@@ -37,7 +40,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
 
 
-main.add_command(image)
+for command in (setup, doctor, image, kernelspec):
+    main.add_command(command)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -1,0 +1,1 @@
+"""What this host needs to run micro-VMs, what it has, and how it gets the rest."""

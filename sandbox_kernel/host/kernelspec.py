@@ -1,0 +1,118 @@
+"""Puts the kernelspec where Jupyter looks for it, with the interpreter that has this package filled in.
+
+The place is, as for ipykernel, the user's own data folder, or the environment's when there is one; a prefix
+can be named. The interpreter is written out: a Jupyter server in another environment reads the same file,
+and its `python` need not have sandbox-kernel.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+from sandbox_kernel.errors import ConfigurationError, HostError
+from sandbox_kernel.host.finding import Finding
+from sandbox_kernel.resources import kernelspecs_dir
+
+DEFAULT = "python3-microvm"
+_PROVISIONER = "microvm-provisioner"
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What to install and where.
+
+    Attributes:
+        name: the kernelspec's name.
+        prefix: folder below which it goes (share/jupyter/kernels); None for the user's own data folder.
+        image: guest image that its kernels run in; the default one when None.
+        display_name: what frontends show; made from the image's name when None.
+    """
+
+    name: str = DEFAULT
+    prefix: str | None = None
+    image: str | None = None
+    display_name: str | None = None
+
+
+def default_prefix() -> str | None:
+    """The environment's prefix in a virtual environment; None, the user's own data folder, elsewhere."""
+    return sys.prefix if sys.prefix != sys.base_prefix else None
+
+
+def install(wanted: Installation) -> tuple[Path, bool]:
+    """Installs a kernelspec unless it is there.
+
+    Returns:
+        Its folder, and whether anything was written.
+
+    Raises:
+        ConfigurationError: no kernelspec can have such a name.
+        HostError: the folder cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="sandbox-kernel-") as scratch:
+        source = Path(scratch) / "kernelspec"
+        shutil.copytree(kernelspecs_dir() / DEFAULT, source)
+        (source / "kernel.json").write_text(fill_in((source / "kernel.json").read_text(), wanted))
+        manager = KernelSpecManager()
+        try:
+            target = _folder(manager, wanted)
+            if _same(source, target):
+                return target, False
+            user = wanted.prefix is None
+            manager.install_kernel_spec(str(source), wanted.name, user=user, prefix=wanted.prefix)
+            return target, True
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{wanted.name!r} is no name for a kernelspec; allowed are letters, digits, `.`, `_`, `-`."
+            ) from error
+        except OSError as error:
+            raise HostError(
+                f"The kernelspec cannot be written to {error.filename} ({error.strerror}); choose another place "
+                "with --user or --prefix."
+            ) from error
+
+
+def fill_in(kernel_json: str, wanted: Installation) -> str:
+    """The text of kernel.json with interpreter, image and display name in their places."""
+    spec = json.loads(kernel_json)
+    spec["argv"][0] = sys.executable
+    if wanted.image is not None:
+        spec["metadata"]["kernel_provisioner"]["config"]["image"] = wanted.image
+        spec["display_name"] = f"Python 3 (micro-VM, {wanted.image})"
+    if wanted.display_name is not None:
+        spec["display_name"] = wanted.display_name
+    return json.dumps(spec, indent=2) + "\n"
+
+
+def check() -> Finding:
+    """Whether Jupyter, as run from this environment, finds the kernelspec and it is ours."""
+    name = f"kernelspec {DEFAULT}"
+    try:
+        spec = KernelSpecManager().get_kernel_spec(DEFAULT)
+    except NoSuchKernel:
+        return Finding(name, False, True, "missing", "sandbox-kernel kernelspec install")
+    provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name")
+    if provisioner != _PROVISIONER:
+        return Finding(name, False, True, "is another program's", "sandbox-kernel kernelspec install")
+    return Finding(name, True, True, spec.resource_dir)
+
+
+def _folder(manager: KernelSpecManager, wanted: Installation) -> Path:
+    kernels = manager.user_kernel_dir if wanted.prefix is None else f"{wanted.prefix}/share/jupyter/kernels"
+    # jupyter_client writes names in lower case.
+    return Path(kernels) / wanted.name.lower()
+
+
+def _same(source: Path, target: Path) -> bool:
+    names = sorted(file.name for file in source.iterdir())
+    if not target.is_dir() or sorted(file.name for file in target.iterdir()) != names:
+        return False
+    return not any(filecmp.cmpfiles(source, target, names, shallow=False)[1:])
