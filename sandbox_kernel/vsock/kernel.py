@@ -4,6 +4,9 @@ Theory of operation. QEMU is given `-device vhost-vsock-pci,guest-cid=CID`, and 
 A stream to the guest is an AF_VSOCK socket. `splice` copies between it and the local socket, a task for each
 stream with one loop for each direction; the end of one direction is passed on as a half-close. The CID is
 known to the whole host: two VMs may not have the same one.
+
+Rule: nothing here connects unless `unavailable` has said None. Without vhost-vsock a kernel that is a guest
+itself sends connections to its own hypervisor, whatever the CID.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +28,8 @@ from sandbox_kernel.errors import GuestProtocolError
 _log = logging.getLogger(__name__)
 
 DEVICE: Final = Path("/dev/vhost-vsock")
+_CONNECT_TIMEOUT: Final = 6
+"""SO_VM_SOCKETS_CONNECT_TIMEOUT of linux/vm_sockets.h, which Python has no name for."""
 _CHUNK: Final = 256 * 1024
 _SPLICE_TIMEOUT: Final = 10.0
 """Seconds that a guest has to answer the connection of a splice."""
@@ -42,6 +49,20 @@ def unavailable() -> str | None:
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         return f"{DEVICE} may not be opened by this user; add them to the group that owns it"
     return None
+
+
+def set_connect_timeout(sock: socket.socket, timeout: float) -> None:
+    """Let the kernel wait longer for a guest's answer than `timeout` seconds; by itself it would wait 2 s.
+
+    Python takes no structure for an option of an AF_VSOCK socket, so the option is set through an object that
+    calls the same socket by another family.
+    """
+    alias = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=sock.fileno())
+    try:
+        limit = struct.pack("@ll", math.ceil(timeout) + 1, 0)
+        alias.setsockopt(socket.AF_VSOCK, _CONNECT_TIMEOUT, limit)
+    finally:
+        alias.detach()
 
 
 class KernelVsock:
@@ -73,6 +94,8 @@ class KernelVsock:
             raise ConnectionRefusedError(f"the VM ended, vsock port {port} cannot be reached")
         sock = socket.socket(self._family, socket.SOCK_STREAM)
         sock.setblocking(False)
+        if self._family == socket.AF_VSOCK:
+            set_connect_timeout(sock, timeout)
         try:
             async with asyncio.timeout(timeout):
                 await self._loop.sock_connect(sock, self._address(port))
