@@ -48,6 +48,13 @@ class Kernel:
             raise RuntimeError(f"{reply['content'].get('ename')}: {reply['content'].get('evalue')}")
         return "".join(text).rstrip("\n")
 
+    def reply_to(self, message_id: str, timeout: float = READY) -> dict[str, Any]:
+        """The reply on shell to one request; others are passed over."""
+        while True:
+            reply = self.client.get_shell_msg(timeout=timeout)
+            if reply["parent_header"]["msg_id"] == message_id:
+                return reply
+
     def iopub_until_idle(self, message_id: str, timeout: float = READY) -> list[dict[str, Any]]:
         """Messages on iopub for one request, up to and with its `idle`."""
         messages = []

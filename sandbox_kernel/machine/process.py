@@ -22,6 +22,7 @@ from sandbox_kernel.jail.cgroup import Cgroup
 from sandbox_kernel.machine.transcript import Transcript
 
 _JAIL_DEADLINE = 10.0
+_KILL_DEADLINE = 2.0
 
 
 class QemuProcess:
@@ -30,6 +31,7 @@ class QemuProcess:
     def __init__(self, popen: subprocess.Popen[bytes], stderr: Transcript) -> None:
         self._popen = popen
         self._stderr = stderr
+        self._child: int | None = None
         self._loop = asyncio.get_running_loop()
         self._pidfd = os.pidfd_open(popen.pid)
         self.exited: asyncio.Future[int] = self._loop.create_future()
@@ -75,6 +77,7 @@ class QemuProcess:
         try:
             async with asyncio.timeout(_JAIL_DEADLINE):
                 child = await _read_child_pid(info_reader)
+            process._child = os.pidfd_open(child)
             cgroup.add(popen.pid)
             cgroup.add(child)
         except (OSError, ValueError, KeyError, TimeoutError) as error:
@@ -103,15 +106,23 @@ class QemuProcess:
         return self._stderr.last_lines(3)
 
     async def kill(self) -> int:
-        """Ends the process at once and returns its exit status; idempotent."""
-        if not self.exited.done():
-            with suppress(ProcessLookupError):
-                os.kill(self._popen.pid, signal.SIGKILL)
+        """Ends the process at once and returns its exit status; idempotent.
+
+        QEMU is killed first, so that bubblewrap, its parent, collects it and no zombie is left to an init
+        that may not care.
+        """
+        for pidfd in (self._child, self._pidfd):
+            if pidfd is not None and not self.exited.done():
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                await asyncio.wait({self.exited}, timeout=_KILL_DEADLINE)
         return await asyncio.shield(self.exited)
 
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
+        for pidfd in (self._pidfd, self._child):
+            if pidfd is not None:
+                os.close(pidfd)
         self._stderr.close()
         self.exited.set_result(self._popen.wait())
 

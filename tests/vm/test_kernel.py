@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+from jupyter_client import BlockingKernelClient
 
 from tests.microvm import READY, Kernel, microvm
 
@@ -58,7 +59,8 @@ def test_the_default_image_has(kernel: Kernel, module: str) -> None:
 
 
 def test_input_is_asked_of_the_client_that_runs_the_cell(kernel: Kernel) -> None:
-    other = kernel.manager.client()
+    other = BlockingKernelClient(connection_file=kernel.manager.connection_file)
+    other.load_connection_file()  # unlike manager.client(), this is a client with a session of its own
     other.start_channels()
     other.wait_for_ready(timeout=READY)
     asked = kernel.client.execute("print('hello', input('name? '))", allow_stdin=True)
@@ -67,7 +69,7 @@ def test_input_is_asked_of_the_client_that_runs_the_cell(kernel: Kernel) -> None
     kernel.client.input("Ada")
     printed = [m["content"]["text"] for m in kernel.iopub_until_idle(asked) if m["msg_type"] == "stream"]
     assert "".join(printed).endswith("hello Ada\n")
-    kernel.client.get_shell_msg(timeout=READY)
+    kernel.reply_to(asked)
     other.stop_channels()
 
 
@@ -78,8 +80,7 @@ def test_an_interrupt_stops_a_cell_that_floods_its_output(kernel: Kernel) -> Non
     kernel.manager.interrupt_kernel()
     messages = kernel.iopub_until_idle(asked)
     assert [m["content"]["ename"] for m in messages if m["msg_type"] == "error"] == ["KeyboardInterrupt"]
-    while kernel.client.get_shell_msg(timeout=READY)["parent_header"]["msg_id"] != asked:
-        pass
+    kernel.reply_to(asked)
     assert kernel.run("1 + 1") == "2"
 
 
@@ -110,13 +111,12 @@ def test_a_restart_on_the_same_endpoints_forgets_everything(kernel: Kernel) -> N
 
 def test_a_kernel_killed_for_memory_says_so(installed: None) -> None:
     with microvm(memory=320) as small:
-        asked = small.client.execute("hog = bytearray(10**9)\nfor i in range(0, len(hog), 4096): hog[i] = 1")
+        asked = small.client.execute("hog = []\nwhile True: hog.append(b'x' * 4_000_000)")
         messages = small.iopub_until_idle(asked)
         errors = [m["content"]["evalue"] for m in messages if m["msg_type"] == "error"]
         assert errors, messages
         assert "the memory limit of 320 MiB was reached" in errors[0]
-        reply = small.client.get_shell_msg(timeout=READY)
-        assert reply["parent_header"]["msg_id"] == asked
+        reply = small.reply_to(asked)
         assert (reply["content"]["status"], reply["content"]["evalue"]) == ("error", errors[0])
 
 
