@@ -89,15 +89,18 @@ class Channel:
                 return None
 
     def send(self, reply: bytes) -> None:
-        """Send a reply.
+        """Send a reply; nothing happens when the front-end is gone (`ended`).
 
         Raises:
-            GuestProtocolError: the front-end does not read its replies, or is gone.
+            GuestProtocolError: the front-end does not read its replies.
         """
         try:
             sent = self._sock.send(reply)
-        except OSError as error:
-            raise GuestProtocolError(f"a vhost-user reply cannot be sent: {error}") from None
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.ended = True
+            return
         if sent != len(reply):
             raise GuestProtocolError("the vhost-user front-end does not read its replies")
 

@@ -158,6 +158,8 @@ class UserspaceVsock:
                 answer = self._backend.handle(message)
                 if answer is not None:
                     self._channel.send(answer)
+                if self._channel.ended:
+                    break
         except GuestProtocolError as error:
             self._fail(error)
             return

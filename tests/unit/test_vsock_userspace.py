@@ -449,6 +449,28 @@ async def test_the_end_of_qemu_ends_all_streams_and_is_no_failure() -> None:
         sock.close()
 
 
+async def test_a_qemu_that_dies_before_its_answer_is_no_failure() -> None:
+    async with running() as (host, guest):
+        sock, _ = await connected(host, guest)
+        guest.request(1, b"")
+        guest.sock.close()
+        assert await read(sock) == b""
+        assert not host.failed.done()
+        sock.close()
+
+
+async def test_a_front_end_that_reads_no_answers_ends_the_vm() -> None:
+    async with running() as (host, guest):
+        guest.sock.setblocking(False)
+        while not host.failed.done():
+            try:
+                guest.request(1, b"")
+            except (BlockingIOError, BrokenPipeError):
+                pass
+            await asyncio.sleep(0)
+        await fails(host, "does not read its replies")
+
+
 async def test_closing_ends_streams_and_waiting_connects() -> None:
     async with running() as (host, guest):
         sock, _ = await connected(host, guest)
