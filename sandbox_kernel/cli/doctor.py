@@ -55,9 +55,9 @@ def _show(findings: list[Finding]) -> None:
         console = Console(width=_WIDTH)
     table = Table(box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
-    table.add_column("REQUIREMENT", max_width=44)
-    table.add_column("FOUND")
-    table.add_column("FIX")
+    table.add_column("REQUIREMENT", max_width=48)
+    table.add_column("FOUND", overflow="fold")
+    table.add_column("FIX", overflow="fold")
     colours = {"ok": "green", "MISSING": "bold red", "without": "yellow"}
     for found in findings:
         status = _status(found)

@@ -48,7 +48,7 @@ def require_permission(packages: Sequence[str]) -> None:
         )
     if os.geteuid() != 0:
         raise MissingToolError(
-            f"Debian packages are missing; run `{install_command(packages)}`, then `sandbox-kernel setup` again."
+            f"Debian packages are missing; run `{install_command(packages)}`, then this again."
         )
 
 

@@ -75,8 +75,8 @@ def install(wanted: Installation) -> tuple[Path, bool]:
             ) from error
         except OSError as error:
             raise HostError(
-                f"The kernelspec cannot be written to {error.filename} ({error.strerror}); choose another place "
-                "with --user or --prefix."
+                f"The kernelspec cannot be written to {error.filename} ({error.strerror}); choose another "
+                "place with --user or --prefix."
             ) from error
 
 
