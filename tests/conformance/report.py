@@ -23,7 +23,7 @@ def good(verdicts: Mapping[str, Verdict], left: Mapping[str, Leftovers]) -> bool
 def table(verdicts: Mapping[str, Verdict], stock: Mapping[str, Score], target: str) -> Table:
     """A suite a line, the stock score at the end."""
     made = Table(title=f"Jupyter's own suites, target {target}", title_justify="left")
-    made.add_column("suite")
+    made.add_column("suite", no_wrap=True)
     for heading in ("passed", "failed", "expected", "skipped", "unexpected", "stale", "seconds", "stock"):
         made.add_column(heading, justify="right")
     for name, verdict in verdicts.items():
