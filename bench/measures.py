@@ -54,7 +54,7 @@ def round_trip(turn: Turn) -> list[Sample]:
 
 def memory_in_use(turn: Turn) -> list[Sample]:
     """Unique memory after NumPy was imported and small cells have run."""
-    return [_memory(turn, "unique memory, numpy imported")]
+    return [_memory(turn, "unique memory, in use")]
 
 
 def stdout_lines(turn: Turn) -> list[Sample]:
