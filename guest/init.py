@@ -46,9 +46,8 @@ def main() -> None:
         import socket
         import threading
 
-        from agent_protocol import AGENT_PORT
-
         import system
+        from agent_protocol import AGENT_PORT
         from children import Children
         from kernel_process import GID, HOME, UID
         from operations import Operations

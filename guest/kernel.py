@@ -3,10 +3,10 @@
     python3 kernel.py MODULE [ARGUMENT…]        as `python3 -m MODULE [ARGUMENT…]` would run
 
 libzmq can adopt a listening socket (ZMQ_USE_FD, zmq_setsockopt(3)): told to bind an ipc address, it then
-accepts on that socket instead of making one, and does not mind that its family is AF_VSOCK. So nothing stands
-between ipykernel's ZMQ and the virtqueue. What ipykernel calls to bind a channel is replaced here for the one
-application that this process will run; what user code sees (`sys.argv`, `sys.path`, the environment, `zmq`) is as
-if it had been started by `python3 -m`.
+accepts on that socket instead of making one, and does not mind that its family is AF_VSOCK. So nothing
+stands between ipykernel's ZMQ and the virtqueue. What ipykernel calls to bind a channel is replaced here for
+the one application that this process will run; what user code sees (`sys.argv`, `sys.path`, the environment,
+`zmq`) is as if it had been started by `python3 -m`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import os
 import runpy
 import socket
 import sys
+from typing import Any
 
 import zmq
+
 from agent_protocol import CHANNEL_FDS_VARIABLE
 
 
-def adopt(zmq_socket: zmq.Socket, listener: socket.socket, address: str) -> None:
+def adopt(zmq_socket: Any, listener: socket.socket, address: str) -> None:
     """Binds `zmq_socket` to what `listener` accepts."""
     zmq_socket.setsockopt(zmq.USE_FD, listener.fileno())
     zmq_socket.bind(address)
@@ -33,7 +35,7 @@ def patch(listeners: dict[str, socket.socket]) -> None:
     from ipykernel.heartbeat import Heartbeat
     from ipykernel.kernelapp import IPKernelApp
 
-    def bind_channel(app: IPKernelApp, zmq_socket: zmq.Socket, port: int) -> int:
+    def bind_channel(app: IPKernelApp, zmq_socket: Any, port: int) -> int:
         # The application binds its channels one by one and tells them apart by port.
         ports = {app.shell_port: "shell", app.stdin_port: "stdin", app.control_port: "control"}
         channel = ports.get(port, "iopub")
@@ -46,8 +48,8 @@ def patch(listeners: dict[str, socket.socket]) -> None:
     def bind_heartbeat(heartbeat: Heartbeat) -> None:
         adopt(heartbeat.socket, listeners["hb"], f"ipc://{heartbeat.ip}-vsock-{heartbeat.port}")
 
-    IPKernelApp._try_bind_socket = bind_channel
-    Heartbeat._try_bind_socket = bind_heartbeat
+    for owner, replacement in ((IPKernelApp, bind_channel), (Heartbeat, bind_heartbeat)):
+        setattr(owner, "_try_bind_socket", replacement)  # noqa: B010 (mypy refuses the assignment)
 
 
 def main() -> None:

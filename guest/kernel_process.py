@@ -1,9 +1,9 @@
 """The one kernel of this guest: how it is started, what became of it.
 
-The agent opens the five listening vsock sockets, writes the connection file for the kernel's user, and starts
-the command in the cgroup `kernel`, which bounds its memory (so that the agent stays alive when it is used
-up) and its processes. An ipykernel is started through `kernel.py`, which adopts the sockets; any other command
-is started as it is.
+The agent opens the five listening vsock sockets, writes the connection file for the kernel's user, and
+starts the command in the cgroup `kernel`, which bounds its memory (so that the agent stays alive when it is
+used up) and its processes. An ipykernel is started through `kernel.py`, which adopts the sockets; any other
+command is started as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import socket
 import threading
 
 from agent_protocol import CHANNEL_FDS_VARIABLE, CHANNEL_PORTS
-
 from children import Children, Plan
 
 HOME = "/home/sandbox"
@@ -40,7 +39,7 @@ _CONSOLE_BUDGET = 64 * 1024
 
 
 def command(argv: list[str], connection_file: str) -> list[str]:
-    """The command to execute for a kernel's argv: the placeholder filled in, ipykernel through the launcher."""
+    """The command for a kernel's argv: the placeholder filled in, ipykernel by way of the launcher."""
     words = [word.replace("{connection_file}", connection_file) for word in argv]
     if _PYTHON_NAME.fullmatch(os.path.basename(words[0])):
         words[0] = PYTHON

@@ -11,12 +11,12 @@ import os
 import select
 import socket
 import stat
+import sys
 import threading
 import time
 
-from agent_protocol import MAX_PAYLOAD, PROTOCOL_VERSION
-
 import system
+from agent_protocol import MAX_PAYLOAD, OPERATIONS, PROTOCOL_VERSION
 from children import Children, Plan
 from kernel_process import CGROUP, ENVIRONMENT, GID, HOME, UID, KernelProcess, read_counters
 
@@ -45,7 +45,7 @@ class Operations:
         Raises:
             Refused: with a code and a sentence.
         """
-        method = getattr(self, f"do_{request.get('op')}", None)
+        method = getattr(self, f"_do_{request.get('op')}", None) if request.get("op") in OPERATIONS else None
         if method is None:
             raise Refused("unknown", f"The agent has no operation {str(request.get('op'))[:40]!r}.")
         try:
@@ -58,17 +58,17 @@ class Operations:
             raise Refused("malformed", f"{request['op']}: {error}") from error
         return result
 
-    def do_hello(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
+    def _do_hello(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
         with open("/proc/uptime") as uptime:
             up = float(uptime.read().split()[0])
         return {
             "version": PROTOCOL_VERSION,
             "kernel": os.uname().release,
-            "python": ".".join(map(str, __import__("sys").version_info[:3])),
+            "python": ".".join(map(str, sys.version_info[:3])),
             "uptime": up,
         }, b""
 
-    def do_configure(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
+    def _do_configure(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
         if "clock" in request:
             time.clock_settime_ns(time.CLOCK_REALTIME, int(request["clock"]))  # type: ignore[call-overload]
         if "hostname" in request:
@@ -80,7 +80,7 @@ class Operations:
                 file.write(str(int(request["pids"])))  # type: ignore[call-overload]
         return {}, b""
 
-    def do_start(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
+    def _do_start(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
         with self._starting:
             if self._kernel is not None:
                 raise Refused("started", "The kernel of this VM has been started already.")
@@ -92,16 +92,16 @@ class Operations:
                 ) from error
         return {"pid": self._kernel.pid}, b""
 
-    def do_wait(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
+    def _do_wait(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
         return self._started().wait(), b""
 
-    def do_signal(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
+    def _do_signal(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
         number = request["number"]
         if not isinstance(number, int) or not 0 <= number <= 64:
             raise ValueError("a signal's number is from 0 to 64")
         return {"alive": self._started().signal(number)}, b""
 
-    def do_status(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
+    def _do_status(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
         kernel = self._kernel
         values = {}
         for name in ("memory.current", "memory.peak", "pids.current"):
@@ -114,7 +114,7 @@ class Operations:
             "load": os.getloadavg()[0],
         }, b""
 
-    def do_exec(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
+    def _do_exec(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
         argv, env = request["argv"], request.get("env", {})
         timeout = request.get("seconds", 30)
         if not isinstance(argv, list) or not isinstance(env, dict) or not isinstance(timeout, int | float):
@@ -168,7 +168,7 @@ class Operations:
         code = os.waitstatus_to_exitcode(status)
         return {"code": code, "truncated": truncated, "timed_out": timed_out}, output
 
-    def do_read(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
+    def _do_read(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
         length = int(request.get("length", MAX_PAYLOAD))  # type: ignore[call-overload]
         if not 0 <= length <= MAX_PAYLOAD:
             raise ValueError(f"a length is from 0 to {MAX_PAYLOAD}")
@@ -179,7 +179,7 @@ class Operations:
         finally:
             os.close(fd)
 
-    def do_write(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
+    def _do_write(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
         offset = int(request.get("offset", 0))  # type: ignore[call-overload]
         mode = int(request.get("mode", 0o644))  # type: ignore[call-overload]
         fd = _open(str(request["path"]), os.O_WRONLY | os.O_CREAT, mode & 0o777)
@@ -193,7 +193,7 @@ class Operations:
         finally:
             os.close(fd)
 
-    def do_shutdown(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
+    def _do_shutdown(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
         threading.Timer(0.05, system.reboot).start()
         return {}, b""
 

@@ -1,4 +1,4 @@
-"""Serves the agent's protocol: a thread per connection, at most MAX_CONNECTIONS, one request at a time on each."""
+"""Serves the agent's protocol: a thread per connection, at most MAX_CONNECTIONS, one request at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 
 from agent_protocol import HEADER, MAX_CONNECTIONS, FrameError, pack, parse_header, parse_message
-
 from operations import Refused
 
 Perform = Callable[[dict[str, object], bytes], tuple[dict[str, object], bytes]]

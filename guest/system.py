@@ -66,7 +66,7 @@ def no_new_privileges() -> None:
 
 
 def act_as(uid: int, gid: int) -> None:
-    """Has this thread's file accesses checked as this user's (setfsuid(2), per thread); 0, 0 takes it back."""
+    """Has this thread's file accesses checked as this user's (setfsuid(2)); 0, 0 takes it back."""
     _libc.setfsgid(gid)
     _libc.setfsuid(uid)
 

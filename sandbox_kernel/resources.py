@@ -1,4 +1,4 @@
-"""Where the guest's programs and the kernelspecs lie: inside the wheel, or in a checkout beside the package."""
+"""Where the guest's programs and the kernelspecs lie: in the wheel, or beside the package in a checkout."""
 
 from __future__ import annotations
 

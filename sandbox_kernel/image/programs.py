@@ -1,7 +1,8 @@
 """Our own programs for the guest: which files they are and under what name they go into the image.
 
-Everything of `guest/` that is Python, plus the agent's protocol, which host and guest share. They lie in
-`DIRECTORY` of the guest's root. The initramfs' init is a shell script and travels in the initramfs.
+Everything of `guest/` that is Python; in a checkout one of them, `agent_protocol.py`, is a link to the module
+that host and guest share. They lie in `DIRECTORY` of the guest's root. The initramfs' init is a shell script
+and travels in the initramfs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from sandbox_kernel import resources
-from sandbox_kernel.agent import protocol
 from sandbox_kernel.errors import ImageError
 
 DIRECTORY = PurePosixPath("usr/lib/sandbox-kernel")
@@ -47,7 +47,6 @@ def collect(guest: Path | None = None) -> tuple[Program, ...]:
         Program(file.relative_to(folder).as_posix(), file.read_bytes())
         for file in sorted(folder.rglob("*.py"))
     ]
-    found.append(Program("agent_protocol.py", Path(protocol.__file__).read_bytes()))
     if not any(program.name == INIT for program in found):
         raise ImageError(f"{folder} lacks {INIT}, the guest's first program; reinstall sandbox-kernel.")
     return tuple(sorted(found, key=lambda program: program.name))

@@ -44,7 +44,7 @@ class MicroVMProvisioner(KernelProvisionerBase):
     accelerator = Unicode(None, allow_none=True, config=True, help="auto, kvm or tcg.")
     vsock = Unicode(None, allow_none=True, config=True, help="auto, kernel or userspace.")
     transport = Unicode(None, allow_none=True, config=True, help="ipc or tcp, on the client's side.")
-    env = List(
+    env: Any = List(
         None, allow_none=True, config=True, help="Host variables the kernel may see (NAME or PREFIX_*)."
     )
     boot_timeout = Float(None, allow_none=True, config=True, help="Seconds until the kernel must accept.")

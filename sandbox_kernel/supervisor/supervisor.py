@@ -92,8 +92,9 @@ class Supervisor:
         except TimeoutError as error:
             self.keep_logs()
             raise BootError(
-                f"The kernel did not accept connections within boot_timeout = {request.spec.boot_timeout:g} s "
-                f"({self._evidence()}); raise boot_timeout if this machine is only slow."
+                "The kernel did not accept connections within "
+                f"boot_timeout = {request.spec.boot_timeout:g} s ({self._evidence()}); "
+                "raise boot_timeout if this machine is only slow."
             ) from error
         except OSError as error:
             raise _of_the_host(error) from error
@@ -217,7 +218,8 @@ class Supervisor:
             {attach, kernel_exit, machine.ended, relay.failed}, return_when=asyncio.FIRST_COMPLETED
         )
         if attach.done():
-            return attach.result()
+            attach.result()
+            return
         if machine.ended.done():
             raise machine.ended.result()
         if relay.failed.done():

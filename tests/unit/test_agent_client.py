@@ -1,0 +1,112 @@
+"""The client of an agent that may be hostile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sandbox_kernel.agent.client import AgentClient
+from sandbox_kernel.agent.protocol import HEADER, MAGIC, PROTOCOL_VERSION, pack
+from sandbox_kernel.errors import GuestError, GuestProtocolError, KernelStartError
+
+
+@contextlib.asynccontextmanager
+async def agent_that_answers(*answers: bytes) -> AsyncIterator[AgentClient]:
+    """A client whose agent has its answers ready, whatever it is asked, and then closes."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    client = AgentClient(ours)
+    theirs.sendall(b"".join(answers))
+    theirs.shutdown(socket.SHUT_WR)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+        theirs.close()
+
+
+async def test_a_kernel_that_cannot_start_is_reported_with_the_agents_sentence() -> None:
+    refusal = pack({"ok": False, "error": "start", "message": "No such\x1b[31m program:\n nope."})
+    async with agent_that_answers(refusal) as client:
+        with pytest.raises(KernelStartError, match=r"^No such \[31m program: nope\.$"):
+            await client.start(["nope"], {}, {})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"GET / HTTP/1.1\r\n",
+        HEADER.pack(MAGIC, PROTOCOL_VERSION, 2**31, 0),
+        HEADER.pack(MAGIC, PROTOCOL_VERSION, 2, 2**31),
+        HEADER.pack(MAGIC, PROTOCOL_VERSION, 2, 0) + b"[]",
+        pack({"ok": True}),
+        pack({"ok": True, "alive": "yes"}),
+        pack({"ok": "true", "alive": True}),
+        pack({"ok": False}),
+    ],
+)
+async def test_an_answer_that_breaks_the_protocol_is_the_guests_fault(answer: bytes) -> None:
+    async with agent_that_answers(answer) as client:
+        with pytest.raises(GuestProtocolError):
+            await client.signal(2)
+
+
+async def test_an_agent_that_goes_away_is_an_error_of_its_own() -> None:
+    async with agent_that_answers() as client:
+        with pytest.raises(GuestError, match="broke"):
+            await client.hello()
+
+
+async def test_a_call_that_timed_out_poisons_the_connection() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    client = AgentClient(ours)
+    with pytest.raises(TimeoutError):
+        await client.call("hello", timeout=0.01)
+    theirs.sendall(pack({"ok": True, "alive": True}))
+    with pytest.raises(GuestError, match="is closed"):
+        await client.signal(0)
+    await client.aclose()
+    theirs.close()
+
+
+async def test_calls_at_once_wait_for_each_other() -> None:
+    answers = [pack({"ok": True, "alive": alive}) for alive in (True, False, True)]
+    async with agent_that_answers(*answers) as client:
+        assert await asyncio.gather(*(client.signal(0) for _ in answers)) == [True, False, True]
+
+
+async def test_more_of_a_file_than_asked_for_is_refused() -> None:
+    async with agent_that_answers(pack({"ok": True, "size": 3}, b"abc")) as client:
+        with pytest.raises(GuestProtocolError, match="more of a file"):
+            await client.read("/x", length=2)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["ok", "code", "signal", "out_of_memory", "tail", "memory_current", "alive", "error"]
+        ),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=40)
+        | st.lists(st.integers()),
+    ),
+    st.binary(max_size=200),
+)
+async def test_any_answer_is_a_result_or_one_of_our_errors(
+    message: dict[str, object], payload: bytes
+) -> None:
+    for ask in ("wait", "status", "hello"):
+        async with agent_that_answers(pack(message, payload)) as client:
+            with contextlib.suppress(GuestError):
+                await getattr(client, ask)()
