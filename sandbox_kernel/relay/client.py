@@ -77,7 +77,7 @@ class ClientSocket:
         self._channel = channel
         self._limits = limits
         self._socket = sock = context.socket(SOCKET_TYPES[channel])
-        self._address = ""
+        self._path: Path | None = None
         self._outlet = Outlet(limits.client_bytes, limits.stall)
         self._on_message: Callable[[list[bytes]], None] | None = None
         self._on_stall: Callable[[bool], None] | None = None
@@ -106,7 +106,6 @@ class ClientSocket:
             HostError: it is taken.
         """
         path = ipc_path(address)
-        self._address = address
         if path is not None:
             _make_room(path)
         # libzmq binds in this call, so no other file is made under this mask by this thread.
@@ -120,6 +119,7 @@ class ClientSocket:
             ) from error
         finally:
             os.umask(mask)
+        self._path = path
 
     def start(self, on_message: Callable[[list[bytes]], None], on_stall: Callable[[bool], None]) -> None:
         """Reads from now on.
@@ -176,9 +176,8 @@ class ClientSocket:
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close()
-        path = ipc_path(self._address)
-        if path is not None:
-            path.unlink(missing_ok=True)
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
     def _readable(self) -> bool:
         return bool(cast(int, self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)

@@ -98,7 +98,7 @@ class GuestChannel(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=self._unread_bytes)
-        transport.write(zmtp.greeting() + zmtp.ready(ROLES[self._channel].ours, IDENTITY))
+        transport.write(zmtp.greeting())
 
     def connection_lost(self, error: Exception | None) -> None:
         """asyncio's."""
@@ -113,12 +113,15 @@ class GuestChannel(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """asyncio's."""
+        greeted = self._reader.greeted
         try:
             messages = self._reader.received(nbytes)
         except GuestProtocolError as error:
             self.close()
             self._listener.broken(error)
             return
+        if self._reader.greeted and not greeted and self._transport is not None:
+            self._transport.write(zmtp.ready(ROLES[self._channel].ours, IDENTITY))
         for message in messages:
             self._listener.message(message)
         if self._reader.ready and not self.ready.done():

@@ -102,6 +102,11 @@ class Relay:
         self.failed: asyncio.Future[GuestProtocolError] = asyncio.get_running_loop().create_future()
         """Resolved with what the guest did wrong, if it does."""
 
+    @property
+    def unanswered(self) -> int:
+        """Requests that the kernel has not answered yet."""
+        return len(self._pending)
+
     def bind(self) -> None:
         """Listens for clients; what they send waits until `attach`.
 

@@ -96,15 +96,16 @@ class Reader:
 
     def __init__(self, channel: str, peers: Iterable[str], bounds: Bounds) -> None:
         """`channel` is for error messages; `peers` are the socket types that the guest may have."""
+        self.greeted = False
+        """The peer's greeting has come; only now may READY be sent to it."""
         self.ready = False
-        """The handshake has succeeded."""
+        """The handshake has succeeded; only now may messages be sent."""
         self._channel = channel
         self._peers = frozenset(peers)
         self._bounds = bounds
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
-        self._greeted = False
         self._frames: list[Frame] = []
         self._size = 0
         self._flags = 0
@@ -141,7 +142,7 @@ class Reader:
                 return messages
             self._complete(self._large, messages)
             self._large = None
-        if self._greeted or self._take_greeting():
+        if self.greeted or self._take_greeting():
             self._take_frames(messages)
         return messages
 
@@ -154,7 +155,7 @@ class Reader:
         if got[12:32] != b"NULL".ljust(20, b"\0"):
             raise self._error("its security mechanism is not NULL")
         self._start = _GREETING
-        self._greeted = True
+        self.greeted = True
         return True
 
     def _take_frames(self, messages: list[list[Frame]]) -> None:
@@ -176,7 +177,7 @@ class Reader:
                 self._complete(bytes(view[body:start]), messages)
             elif length >= _DIRECT:
                 self._flags = flags
-                self._large = _memory(length)
+                self._large = self._memory(length)
                 self._filled = end - body
                 self._large[: self._filled] = view[body:end]
                 start = end
@@ -234,6 +235,8 @@ class Reader:
     def _error(self, what: str) -> GuestProtocolError:
         return GuestProtocolError(f"The guest broke the protocol of channel {self._channel}: {what}.")
 
-
-def _memory(length: int) -> memoryview:
-    return memoryview(bytearray(length) if length < _LAZY else mmap.mmap(-1, length))
+    def _memory(self, length: int) -> memoryview:
+        try:
+            return memoryview(bytearray(length) if length < _LAZY else mmap.mmap(-1, length))
+        except (OSError, MemoryError):
+            raise self._error(f"a frame has {length} bytes, for which this host has no memory") from None

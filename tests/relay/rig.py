@@ -1,4 +1,4 @@
-"""A stock ipykernel as the guest, the relay in a thread with its own event loop, and clients in front of it."""
+"""A stock ipykernel as the guest, the relay in a thread with its own event loop, clients in front of it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ class LoopThread:
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float = READY) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
+        async def bounded() -> T:
+            async with asyncio.timeout(timeout):
+                return await coroutine
+
+        return asyncio.run_coroutine_threadsafe(bounded(), self.loop).result()
 
     def call(self, function: Callable[[], T]) -> T:
         async def call() -> T:
@@ -97,6 +101,15 @@ class Rig:
         assert self.kernel is not None
         self.kernel.kill()
         self.kernel.wait()
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Looks at the relay, in its own thread, until it is as it should be."""
+
+        async def wait() -> None:
+            while not condition():  # noqa: ASYNC110 (what is looked at has no event)
+                await asyncio.sleep(0.001)
+
+        self.thread.run(wait())
 
     def client(self, ready: bool = True, **changes: Any) -> BlockingKernelClient:
         client = BlockingKernelClient()

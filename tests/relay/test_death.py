@@ -1,0 +1,101 @@
+"""When the guest is gone, everybody who waits for an answer is told why, in signed messages."""
+
+from __future__ import annotations
+
+from tests.relay.conftest import MakeRig
+from tests.relay.conversation import answer, hear, is_stream, run
+from tests.relay.rig import Rig
+
+REASON = "memory limit 512 MiB reached; raise `memory` in the kernelspec."
+
+
+def test_the_running_cell_and_the_queued_ones_get_the_reason(running: Rig) -> None:
+    client = running.client()
+    run(client, "1 + 1")
+    cells = [client.execute("print('last words', flush=True)\nwhile True: pass")]
+    hear(client, cells[0], until=is_stream)
+    cells += [client.execute("2"), client.execute("3")]
+    running.wait_until(lambda: running.relay.unanswered == 3)
+    running.kill_kernel()
+    running.thread.run(running.relay.report_death(REASON))
+    for cell, count in zip(cells, (2, 0, 0), strict=True):
+        reply = answer(client, cell)
+        assert reply["msg_type"] == "execute_reply"
+        assert reply["content"]["status"] == "error"
+        assert reply["content"]["ename"] == "KernelDied"
+        assert reply["content"]["evalue"] == REASON
+        assert reply["content"]["execution_count"] == count
+        heard = hear(client, cell)
+        assert [message["content"]["traceback"] for message in heard.of("error")] == [[REASON]]
+        assert heard.messages[-1]["parent_header"]["session"] == client.session.session
+
+
+def test_output_before_the_death_comes_before_the_report(running: Rig) -> None:
+    client = running.client()
+    cell = client.execute("import os\nfor i in range(500): print(i, flush=True)\nos._exit(1)")
+    assert running.kernel is not None
+    running.kernel.wait()
+    running.thread.run(running.relay.report_death(REASON))
+    heard = hear(client, cell)
+    assert heard.kinds[-2:] == ["error", "status"]
+    printed = heard.stdout.split()
+    assert printed == [str(i) for i in range(len(printed))]
+
+
+def test_each_client_gets_its_own_answer(running: Rig) -> None:
+    first, second = running.client(), running.client()
+    cell = first.execute("print('running', flush=True)\nwhile True: pass")
+    hear(first, cell, until=is_stream)
+    question = second.complete("pri")
+    running.wait_until(lambda: running.relay.unanswered == 2)
+    running.kill_kernel()
+    running.thread.run(running.relay.report_death(REASON))
+    assert answer(second, question)["msg_type"] == "complete_reply"
+    assert answer(first, cell)["msg_type"] == "execute_reply"
+    assert not first.shell_channel.msg_ready()
+    assert not second.shell_channel.msg_ready()
+
+
+def test_what_is_no_cell_gets_a_reply_and_no_error_output(running: Rig) -> None:
+    client = running.client()
+    cell = client.execute("print('running', flush=True)\nwhile True: pass")
+    hear(client, cell, until=is_stream)
+    question = client.complete("pri")
+    running.wait_until(lambda: running.relay.unanswered == 2)
+    running.kill_kernel()
+    running.thread.run(running.relay.report_death(REASON))
+    assert answer(client, question)["content"]["evalue"] == REASON
+    assert hear(client, question).kinds == ["status"]
+
+
+def test_answered_requests_are_not_answered_again(running: Rig) -> None:
+    client = running.client()
+    run(client, "1")
+    running.kill_kernel()
+    running.thread.run(running.relay.report_death(REASON))
+    # What is sent now is the first thing that comes after all reports.
+    watcher = running.client(ready=False)
+    watcher.get_iopub_msg(timeout=30)
+    assert not client.shell_channel.msg_ready()
+
+
+def test_a_guest_that_never_came_up_is_reported_to_who_asked(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    client = rig.client(ready=False)
+    request = client.execute("1")
+    rig.thread.run(rig.relay.report_death(REASON))
+    while not client.shell_channel.msg_ready():
+        # The request was not there yet.
+        rig.thread.run(rig.relay.report_death(REASON))
+    assert answer(client, request)["content"]["evalue"] == REASON
+
+
+def test_the_report_reaches_clients_although_the_relay_closes_at_once(running: Rig) -> None:
+    client = running.client()
+    cell = client.execute("print('running', flush=True)\nwhile True: pass")
+    hear(client, cell, until=is_stream)
+    running.kill_kernel()
+    running.thread.run(running.relay.report_death(REASON))
+    running.thread.run(running.relay.aclose())
+    assert answer(client, cell)["content"]["evalue"] == REASON
+    assert hear(client, cell).kinds == ["error", "status"]
