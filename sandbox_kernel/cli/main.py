@@ -1,8 +1,7 @@
 """The entry point: subcommands, and what becomes of errors.
 
 An error that this package foresees is one sentence on standard error and exit status 1. An interruption
-(Ctrl-C, SIGTERM) is an exception like any other, so that whatever is going on cleans up; it ends with 128
-plus the signal's number, as in a shell.
+(Ctrl-C, SIGTERM) is an exception like any other, so that whatever is going on cleans up first.
 """
 
 from __future__ import annotations

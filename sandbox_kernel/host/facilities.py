@@ -67,7 +67,7 @@ def subordinate_ids() -> Finding:
     try:
         require_subordinate_ids(os.getuid(), user)
     except HostError:
-        fix = f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
+        fix = f"run `sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`"
         return Finding(name, False, True, f"user {user} has none", fix)
     return Finding(name, True, True, "granted")
 
@@ -75,7 +75,7 @@ def subordinate_ids() -> Finding:
 def vhost_vsock() -> Finding:
     """Faster vsock by the host's kernel; the supervisor does without it."""
     missing = vsock_kernel.unavailable()
-    fix = "sudo modprobe vhost_vsock, and let the user open /dev/vhost-vsock; without it vsock is slower"
+    fix = "run `sudo modprobe vhost_vsock` and let the user open /dev/vhost-vsock; without it vsock is slower"
     return Finding(
         "/dev/vhost-vsock (faster channels)", not missing, False, missing or "usable", fix if missing else ""
     )
@@ -121,7 +121,7 @@ def _allow_namespaces() -> str:
     for file, wanted in ((_CLONE, "1"), (_APPARMOR, "0")):
         try:
             if file.read_text().strip() != wanted:
-                return f"sudo sysctl {file.relative_to('/proc/sys').as_posix().replace('/', '.')}={wanted}"
+                return f"run `sudo sysctl {file.relative_to('/proc/sys').as_posix().replace('/', '.')}={wanted}`"
         except OSError:
             continue
     return (

@@ -98,10 +98,10 @@ def check() -> Finding:
     try:
         spec = KernelSpecManager().get_kernel_spec(DEFAULT)
     except NoSuchKernel:
-        return Finding(name, False, True, "missing", "sandbox-kernel kernelspec install")
+        return Finding(name, False, True, "missing", "run `sandbox-kernel kernelspec install`")
     provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name")
     if provisioner != _PROVISIONER:
-        return Finding(name, False, True, "is another program's", "sandbox-kernel kernelspec install")
+        return Finding(name, False, True, "is another program's", "run `sandbox-kernel kernelspec install`")
     return Finding(name, True, True, spec.resource_dir)
 
 

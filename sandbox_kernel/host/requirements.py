@@ -47,7 +47,7 @@ def default_image() -> Finding:
     try:
         image = ImageStore().open()
     except HostError as error:
-        return Finding(name, False, True, str(error), "sandbox-kernel image build")
+        return Finding(name, False, True, str(error), "run `sandbox-kernel image build`")
     size = image.manifest.size() / 1e6
     return Finding(name, True, True, f"{image.digest[:12]}, {size:.0f} MB, built {image.manifest.created}")
 
@@ -62,9 +62,9 @@ def kvm() -> Finding:
     try:
         verdict = accelerator.cached(ImageStore().open())
     except HostError:
-        return Finding(name, False, False, "not probed: the image or QEMU is missing", "sandbox-kernel setup")
+        return Finding(name, False, False, "not probed: the image or QEMU is missing", "run `sandbox-kernel setup`")
     if verdict is None:
-        return Finding(name, False, False, "not probed yet", "sandbox-kernel doctor --probe")
+        return Finding(name, False, False, "not probed yet", "run `sandbox-kernel doctor --probe`")
     fix = "" if verdict.usable else "nothing to do: software emulation is used; --probe tries again"
     return Finding(name, verdict.usable, False, verdict.reason, fix)
 

@@ -72,7 +72,7 @@ def build(order: Order, store: ImageStore, progress: Progress) -> tuple[Image, b
     def waiting() -> None:
         progress.note(f"Another build is going on in {store.directory}; waiting for it to end.")
 
-    with tool.space_on(store.directory), store.locked(waiting):
+    with tool.disk_errors(store.directory), store.locked(waiting):
         if not order.force:
             ready = store.built_from(order.recipe.digest())
             if ready is not None:
@@ -97,7 +97,7 @@ def _from_scratch(
     root, parts = workshop / "root", workshop / "kernel"
     system.require_subordinate_ids(os.getuid(), pwd.getpwuid(os.getuid()).pw_name)
     mirror = order.mirror or mirrors.host_mirror()
-    with system.temporary_folder(store.directory) as temporary, tool.space_on(temporary, workshop):
+    with system.temporary_folder(store.directory) as temporary, tool.disk_errors(temporary, workshop):
         tool.require_space(temporary, TEMPORARY_SPACE, "Installing Debian")
         bootstrap = system.Bootstrap(recipe.suite, mirror, temporary)
         with progress.step(f"Debian {recipe.suite}"):

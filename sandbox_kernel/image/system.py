@@ -24,6 +24,7 @@ from sandbox_kernel.errors import ImageError
 from sandbox_kernel.image import tool
 from sandbox_kernel.image.recipe import Recipe
 
+_ATTEMPTS = 20
 _DOCUMENTATION = (
     "path-exclude=/usr/share/doc/*",
     "path-include=/usr/share/doc/*/copyright",
@@ -90,7 +91,7 @@ def temporary_folder(store: Path) -> Iterator[Path]:
     tag = f"{os.getuid()}-{store.stat().st_ino:x}"
     folder = Path(os.environ.get("TMPDIR") or "/var/tmp") / f"sandbox-kernel-build-{tag}"
     _remove(folder)
-    folder.mkdir(mode=0o711)
+    folder.mkdir(mode=0o755)
     try:
         yield folder
     finally:
@@ -99,11 +100,17 @@ def temporary_folder(store: Path) -> Iterator[Path]:
 
 def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        # Files of a user namespace: the namespace's root may remove them.
+    # What a user namespace has left belongs to other ids: only the root of one like it may remove it. More
+    # than once, because the processes of a build that was killed this moment may still be writing.
+    for _ in range(_ATTEMPTS):
+        if not folder.exists():
+            return
+        folder.chmod(0o755)
         argv = ["mmdebstrap", "--unshare-helper", "rm", "-rf", str(folder)]
-        tool.run(argv, purpose=f"Removing {folder}, left by an interrupted build,", allowed=range(256))
+        tool.run(argv, purpose="Removing what an interrupted build has left", allowed=range(256))
         shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        raise ImageError(f"{folder}, left by an interrupted build, cannot be removed; remove it as root.")
 
 
 def install(recipe: Recipe, bootstrap: Bootstrap, archive: Path, root: Path) -> None:

@@ -2,27 +2,39 @@
 
 Rules kept here:
 
-1. A tool dies with us: `setpriv --pdeathsig TERM` asks the kernel to tell it when we are gone, so a killed
-   builder leaves no bootstrap running (prctl(2), PR_SET_PDEATHSIG).
-2. An interruption (Ctrl-C, SIGTERM turned into an exception) ends the tool before it goes on up: politely,
-   so that the tool removes what it made, then not.
+1. A tool dies with us, and all that it started: between us and it stands a shell that gets SIGTERM when we
+   are gone (prctl(2), PR_SET_PDEATHSIG) and then kills the tool's whole process group. Asking politely does
+   not do: mmdebstrap, told to end, first finishes what its children are at. What a tool leaves behind lies
+   in folders of ours, which we remove.
+2. An interruption (Ctrl-C, SIGTERM turned into an exception) ends the tool in the same way before it goes on
+   up, and waits until nobody holds the tool's output open any more.
 3. A tool's failure is one sentence with the tool's own last words; a full disk is told apart from the rest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from sandbox_kernel.errors import HostError, ImageError, MissingToolError, NoSpaceError
 
-_POLITE = 10.0
-"""Seconds that an interrupted tool gets for its own clean-up."""
+_TETHER = """
+trap '[ "$!" ] || exit 143; kill -s KILL -- "-$!"' TERM
+exec 3<&0
+setsid -- "$@" <&3 3<&- &
+exec 3<&-
+wait $!
+code=$?
+wait $!
+exit $code
+"""
+_GONE = 10.0
+"""Seconds until a killed tool and all that it started are gone."""
 _TELLING = ("e:", "error", "fatal", "×")
 """How the line begins with which a tool starts to say what is wrong."""
 _WORDS = 600
@@ -65,11 +77,9 @@ def run(
         ImageError: it failed in another way; the message ends with its last line.
     """
     words = [str(find(str(argv[0]))), *map(str, argv[1:])]
-    tether = shutil.which("setpriv")
-    if tether:
-        words = [tether, "--pdeathsig", "TERM", "--", *words]
+    tether = [str(find("setpriv")), "--pdeathsig", "TERM", "--", "/bin/sh", "-c", _TETHER, "tether"]
     process = subprocess.Popen(
-        words,
+        [*tether, *words],
         stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -87,14 +97,13 @@ def run(
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
-    try:
-        process.wait(_POLITE)
-    except BaseException:
-        process.kill()
-        process.wait()
-    for stream in (process.stdin, process.stdout, process.stderr):
-        if stream is not None:
-            stream.close()
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        process.stdin = None
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        # To the end of its output: whoever still runs has it open.
+        process.communicate(timeout=_GONE)
 
 
 def _failure(purpose: str, code: int, complaint: str) -> HostError:
@@ -106,12 +115,16 @@ def _failure(purpose: str, code: int, complaint: str) -> HostError:
     return ImageError(f"{purpose} failed: {words[:_WORDS]}")
 
 
-@contextmanager
-def space_on(*folders: Path) -> Iterator[None]:
-    """Names the file system, should the work inside run out of space on one of `folders`.
+@contextlib.contextmanager
+def disk_errors(*folders: Path) -> Iterator[None]:
+    """Turns what the operating system says about files into this package's errors.
+
+    Args:
+        folders: where the work inside writes.
 
     Raises:
-        NoSpaceError: it did; the message names the fullest of the file systems.
+        NoSpaceError: a file system is full; the message names the fullest of those of `folders`.
+        ImageError: anything else, such as a folder that may not be written.
     """
     try:
         yield
@@ -119,7 +132,7 @@ def space_on(*folders: Path) -> Iterator[None]:
         raise NoSpaceError(f"{str(error).split(';')[0]}; {_fullest(folders)}.") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            raise ImageError(f"Building an image failed at {error.filename}: {error.strerror}.") from error
         raise NoSpaceError(f"The build ran out of space; {_fullest(folders)}.") from error
 
 
