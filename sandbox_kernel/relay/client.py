@@ -10,7 +10,8 @@ Towards a client that takes nothing, ROUTER and XPUB drop messages for that clie
 
 A single client can only be cut by its connection's file descriptor, which libzmq tells when it accepts one
 (the socket monitor's ACCEPTED event). libzmq may have closed it since, and the number may stand for something
-else; so a connection is cut only when it is still the same socket (SO_COOKIE).
+else; so a connection is noted only when it is one of this socket's address, and cut only when it is still the
+same (SO_COOKIE). The monitor has to be read all the time: libzmq's own thread stops when nobody does.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ class ClientSocket:
         self._limits = limits
         self._socket = sock = context.socket(SOCKET_TYPES[channel])
         self._path: Path | None = None
+        self._port = 0
+        self._watcher: asyncio.AbstractEventLoop | None = None
         self._outlet = Outlet(limits.client_bytes, limits.stall)
         self._on_message: Callable[[list[bytes]], None] | None = None
         self._on_stall: Callable[[bool], None] | None = None
@@ -120,6 +123,10 @@ class ClientSocket:
         finally:
             os.umask(mask)
         self._path = path
+        self._port = _port(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        self._watcher = asyncio.get_running_loop()
+        self._watcher.add_reader(self._monitor.FD, self._learn_connections)
+        self._learn_connections()
 
     def start(self, on_message: Callable[[list[bytes]], None], on_stall: Callable[[bool], None]) -> None:
         """Reads from now on.
@@ -173,6 +180,8 @@ class ClientSocket:
         if self._loop is not None:
             self._loop.remove_reader(self._socket.FD)
             self._loop = None
+        if self._watcher is not None:
+            self._watcher.remove_reader(self._monitor.FD)
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close()
@@ -217,12 +226,10 @@ class ClientSocket:
 
     def _cut(self) -> None:
         """Cuts the connections whose clients take nothing."""
-        self._learn_connections()
         count = 0
         for descriptor, cookie in self._connections.items():
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-                writable = select.select([], [connection], [], 0)[1]
-                if not writable and _cookie(connection) == cookie:
+            with contextlib.suppress(OSError), _borrowed(descriptor) as connection:
+                if _cookie(connection) == cookie and not _writable(connection):
                     connection.shutdown(socket.SHUT_RDWR)
                     count += 1
         log.warning(
@@ -236,8 +243,15 @@ class ClientSocket:
             assert isinstance(descriptor, int)
             self._connections.pop(descriptor, None)
             if event["event"] == zmq.EVENT_ACCEPTED:
-                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-                    self._connections[descriptor] = _cookie(connection)
+                with contextlib.suppress(OSError), _borrowed(descriptor) as connection:
+                    if self._is_ours(connection.getsockname()):
+                        self._connections[descriptor] = _cookie(connection)
+
+    def _is_ours(self, name: object) -> bool:
+        """Whether a connection of this name was accepted at our address."""
+        if isinstance(name, tuple):
+            return bool(name[1] == self._port)
+        return self._path is not None and name == str(self._path)
 
 
 def ipc_path(address: str) -> Path | None:
@@ -245,6 +259,30 @@ def ipc_path(address: str) -> Path | None:
     if not address.startswith("ipc://") or address.startswith("ipc://@"):
         return None
     return Path(address.removeprefix("ipc://"))
+
+
+def _port(endpoint: str) -> int:
+    """The port of a tcp endpoint, else 0."""
+    return int(endpoint.rpartition(":")[2]) if endpoint.startswith("tcp://") else 0
+
+
+@contextlib.contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """A socket object for a connection that stays libzmq's; OSError when it is no socket any more."""
+    copy = os.dup(descriptor)
+    try:
+        connection = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
+    with connection:
+        yield connection
+
+
+def _writable(connection: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def _cookie(connection: socket.socket) -> bytes:

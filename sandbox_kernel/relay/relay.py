@@ -132,13 +132,12 @@ class Relay:
         Raises:
             GuestProtocolError: the guest broke the protocol; `failed` tells it, too.
         """
-        made: list[GuestChannel] = []
+        made: dict[str, GuestChannel] = {}
 
         def make(channel: str) -> GuestChannel:
-            if self.failed.done():
-                raise self.failed.result()
-            made.append(self._guest_channel(channel))
-            return made[-1]
+            self._raise_failure()
+            made[channel] = self._guest_channel(channel)
+            return made[channel]
 
         try:
             connected = await asyncio.gather(
@@ -154,8 +153,9 @@ class Relay:
                     await self._welcomed.wait()
             except TimeoutError:
                 log.info("the kernel sends no iopub_welcome")
+            self._raise_failure()
         except BaseException:
-            for channel in made:
+            for channel in made.values():
                 channel.close()
             self._guest = {}
             raise
@@ -201,6 +201,10 @@ class Relay:
                 broken=self._fail,
             ),
         )
+
+    def _raise_failure(self) -> None:
+        if self.failed.done():
+            raise self.failed.result()
 
     def _end_guest(self) -> None:
         self._over = True

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import zmq
 from jupyter_client.session import Session
 from zmq.utils.monitor import recv_monitor_message
@@ -20,14 +23,14 @@ MEBIBYTE = 1 << 20
 class Staller:
     """Subscribes to everything and reads when it is told to; its own queue is as short as can be."""
 
-    def __init__(self, rig: Rig, socket: zmq.Socket[bytes]) -> None:
-        self._socket = socket
+    def __init__(self, rig: Rig, subscriber: zmq.Socket[bytes]) -> None:
+        self._socket = subscriber
         self._session = Session(key=KEY.encode())
-        socket.rcvhwm = 1
-        socket.reconnect_ivl = -1
-        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        socket.subscribe(b"")
-        socket.connect(rig.addresses["iopub"])
+        subscriber.rcvhwm = 1
+        subscriber.reconnect_ivl = -1
+        self._monitor = subscriber.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        subscriber.subscribe(b"")
+        subscriber.connect(rig.addresses["iopub"])
         assert self.read()["msg_type"] == "iopub_welcome"
 
     def read(self) -> dict:  # type: ignore[type-arg]
@@ -52,8 +55,8 @@ class Staller:
 
 @contextmanager
 def staller(rig: Rig) -> Iterator[Staller]:
-    with zmq.Context() as context, context.socket(zmq.SUB) as socket:
-        made = Staller(rig, socket)
+    with zmq.Context() as context, context.socket(zmq.SUB) as subscriber:
+        made = Staller(rig, subscriber)
         try:
             yield made
         finally:
@@ -75,8 +78,11 @@ def test_20_megabytes_of_stdout_pass_a_stalled_client(running: Rig) -> None:
         assert "still here\n" in texts
 
 
-def test_a_client_that_holds_too_many_bytes_is_cut_and_the_others_lose_nothing(make_rig: MakeRig) -> None:
-    rig = make_rig(limits=RelayLimits(client_bytes=8 * MEBIBYTE, stall=0.2))
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_a_client_that_holds_too_many_bytes_is_cut_and_the_others_lose_nothing(
+    make_rig: MakeRig, transport: str
+) -> None:
+    rig = make_rig(transport=transport, limits=RelayLimits(client_bytes=8 * MEBIBYTE, stall=0.2))
     rig.start()
     client = rig.client()
     with staller(rig) as stalled:
@@ -85,6 +91,24 @@ def test_a_client_that_holds_too_many_bytes_is_cut_and_the_others_lose_nothing(m
         stalled.read_all()
         assert stalled.was_cut(within=READY)
     assert run(client, "print('still here')").stdout == "still here\n"
+
+
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_clients_that_come_and_go_by_the_thousand_do_no_harm(make_rig: MakeRig, transport: str) -> None:
+    rig = make_rig(transport=transport)
+    rig.start()
+    for channel in ("shell", "iopub"):
+        where = rig.addresses[channel].split("://")[1]
+        for _ in range(1500):
+            with contextlib.ExitStack() as stack:
+                if transport == "ipc":
+                    passer_by = stack.enter_context(socket.socket(socket.AF_UNIX))
+                    passer_by.connect(where)
+                else:
+                    host, port = where.split(":")
+                    passer_by = stack.enter_context(socket.create_connection((host, int(port))))
+                passer_by.recv(1)
+    assert run(rig.client(), "print('still here')").stdout == "still here\n"
 
 
 def test_a_slow_client_slows_the_guest_and_loses_nothing(make_rig: MakeRig) -> None:
