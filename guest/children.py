@@ -1,8 +1,11 @@
 """Child processes of PID 1: started with everything decided beforehand, reaped in one place.
 
 PID 1 inherits every orphan, so only one thread may call waitpid: `Children.reap_forever`, in the main
-thread. Others start children here and wait for what it finds. A child is registered under the lock that the
-reaper needs to record a status, so none can end unnoticed.
+thread. Others start children here and wait for what it finds.
+
+Rules. A child is registered under the lock that the reaper needs to record a status, so none can end
+unnoticed. A signal is sent under the same lock and only to a child that has not been reaped, so its number
+cannot belong to somebody else by then.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import os
 import signal
 import threading
 import time
+
+import system
 
 
 class Plan:
@@ -24,15 +29,15 @@ class Plan:
         cwd: str,
         uid: int,
         gid: int,
-        cgroup: str | None,
+        cgroup: str,
         stdin: int,
         stdout: int,
-        stderr: int,
         inherit: tuple[int, ...] = (),
     ) -> None:
+        """`stdout` is also standard error; `inherit` lists further descriptors that it keeps, same number."""
         self.argv, self.env, self.cwd = argv, env, cwd
         self.uid, self.gid, self.cgroup = uid, gid, cgroup
-        self.stdin, self.stdout, self.stderr, self.inherit = stdin, stdout, stderr, inherit
+        self.stdin, self.stdout, self.inherit = stdin, stdout, inherit
 
 
 class Children:
@@ -44,23 +49,29 @@ class Children:
         self._ended: dict[int, int] = {}
 
     def start(self, plan: Plan) -> int:
-        """Starts a program in a session of its own and returns its PID.
+        """Starts a program in a session of its own and returns its PID, which is to be waited for.
 
         Raises:
             OSError: it could not be executed; `filename` is the program or the folder.
         """
         reader, writer = os.pipe2(os.O_CLOEXEC)
-        with self._changed:
-            pid = os.fork()
-            if pid == 0:
-                _become(plan, writer)
-            os.close(writer)
-            self._running.add(pid)
-        failure = os.read(reader, 4096)
-        os.close(reader)
+        try:
+            try:
+                with self._changed:
+                    pid = os.fork()
+                    if pid == 0:
+                        _become(plan, writer)
+                    self._running.add(pid)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, plan.argv[0]) from error
+            finally:
+                os.close(writer)
+            failure = os.read(reader, 4096)  # nothing: exec has closed the other end
+        finally:
+            os.close(reader)
         if failure:
             self.wait(pid, None)
-            number, _, name = failure.decode().partition(" ")
+            number, _, name = failure.decode("utf-8", "replace").partition(" ")
             raise OSError(int(number), os.strerror(int(number)), name)
         return pid
 
@@ -75,10 +86,21 @@ class Children:
                 self._changed.wait(left)
             return self._ended.pop(pid)
 
-    def runs(self, pid: int) -> bool:
-        """Whether a started child has not ended yet."""
+    def signal(self, pid: int, number: int) -> bool:
+        """Sends a signal to the process group of a started child; False when the child has ended."""
         with self._changed:
-            return pid in self._running
+            if pid not in self._running:
+                return False
+            try:
+                os.killpg(pid, number)
+            except ProcessLookupError:
+                return False
+            return True
+
+    def watch(self, pid: int) -> int | None:
+        """A descriptor that becomes readable when a started child ends; None when it has ended."""
+        with self._changed:
+            return os.pidfd_open(pid) if pid in self._running else None
 
     def reap(self) -> None:
         """Takes the status of every child that has ended."""
@@ -106,19 +128,16 @@ def _become(plan: Plan, report: int) -> None:
     """In the child: turns into the program, or reports why not and exits."""
     name = plan.argv[0]
     try:
-        if plan.cgroup is not None:
-            with open(f"{plan.cgroup}/cgroup.procs", "w") as procs:
-                procs.write("0")
-            with open("/proc/self/oom_score_adj", "w") as score:
-                score.write("0")
+        if plan.cgroup:
+            system.write(f"{plan.cgroup}/cgroup.procs", "0")
+            system.write("/proc/self/oom_score_adj", "0")
+            system.set_limits()
         os.setsid()
         if os.getuid() == 0:
             os.setgroups([plan.gid])
             os.setresgid(plan.gid, plan.gid, plan.gid)
             os.setresuid(plan.uid, plan.uid, plan.uid)
-            import system
-
-            system.no_new_privileges()
+        system.no_new_privileges()
         name = plan.cwd
         os.chdir(plan.cwd)
         name = plan.argv[0]
@@ -127,7 +146,7 @@ def _become(plan: Plan, report: int) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for fd in plan.inherit:
             os.set_inheritable(fd, True)
-        for target, fd in enumerate((plan.stdin, plan.stdout, plan.stderr)):
+        for target, fd in enumerate((plan.stdin, plan.stdout, plan.stdout)):
             os.dup2(fd, target, inheritable=True)
         os.execvpe(plan.argv[0], plan.argv, plan.env)
     except OSError as error:

@@ -1,200 +1,179 @@
 """The one kernel of this guest: how it is started, what became of it.
 
-The agent opens the five listening vsock sockets, writes the connection file for the kernel's user, and
-starts the command in the cgroup `kernel`, which bounds its memory (so that the agent stays alive when it is
-used up) and its processes. An ipykernel is started through `kernel.py`, which adopts the sockets; any other
-command is started as it is.
+The agent opens the five listening vsock sockets, writes the connection file for the kernel's user, and starts
+the command in the cgroup `kernel` (cgroup.py). An ipykernel is started through `kernel.py`, which adopts the
+sockets; any other command is started as it is.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
+import select
 import socket
 import threading
 
+import cgroup
 from agent_protocol import CHANNEL_FDS_VARIABLE, CHANNEL_PORTS
 from children import Children, Plan
+from command import command
+from settings import Settings
+from tail import Tail
 
-HOME = "/home/sandbox"
-USER, UID, GID = "sandbox", 1000, 1000
-PYTHON = "/usr/bin/python3"
-LAUNCHER = "/usr/lib/sandbox-kernel/kernel.py"
-CGROUP = "/sys/fs/cgroup/kernel"
-ENVIRONMENT = {
-    "HOME": HOME,
-    "USER": USER,
-    "LOGNAME": USER,
-    "SHELL": "/bin/bash",
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "LANG": "C.UTF-8",
-    # An ipykernel whose parent is PID 1 believes that its parent died, unless it is told so.
-    "JPY_PARENT_PID": "1",
-}
-_PYTHON_NAME = re.compile(r"python[0-9.]*")
-_KERNEL_MODULES = ("ipykernel_launcher", "ipykernel")
-_TAIL = 4096
-_CONSOLE_BUDGET = 64 * 1024
+_PATIENCE = 0.2
+"""Seconds that the last output may take to arrive when the kernel has ended."""
+_SIGKILL = 9
 
 
-def command(argv: list[str], connection_file: str) -> list[str]:
-    """The command for a kernel's argv: the placeholder filled in, ipykernel by way of the launcher."""
-    words = [word.replace("{connection_file}", connection_file) for word in argv]
-    if _PYTHON_NAME.fullmatch(os.path.basename(words[0])):
-        words[0] = PYTHON
-        if "-m" in words and words.index("-m") + 1 < len(words):
-            at = words.index("-m")
-            if words[at + 1] in _KERNEL_MODULES:
-                return [*words[:at], LAUNCHER, *words[at + 1 :]]
-    return words
+class Order:
+    """The kernel that the host asks for; `connection` goes into its connection file beside the endpoints."""
 
-
-class Tail:
-    """The end of what the kernel writes to its standard output and error, most of it also on the console."""
-
-    def __init__(self) -> None:
-        self._reader, self.writer = os.pipe2(os.O_CLOEXEC)
-        self._text = b""
-        self._budget = _CONSOLE_BUDGET
-        self._ended = threading.Event()
-        threading.Thread(target=self._copy, daemon=True).start()
-
-    def close_writer(self) -> None:
-        """To be called once the kernel has its copy."""
-        os.close(self.writer)
-
-    def text(self, patience: float) -> str:
-        """The last characters, once the kernel has closed its end or `patience` seconds have passed."""
-        self._ended.wait(patience)
-        return self._text.decode("utf-8", "replace")
-
-    def _copy(self) -> None:
-        while data := os.read(self._reader, 65536):
-            self._text = (self._text + data)[-_TAIL:]
-            if self._budget > 0:
-                os.write(1, data[: self._budget])
-                self._budget -= len(data)
-        os.close(self._reader)
-        self._ended.set()
+    def __init__(self, argv: list[str], env: dict[str, str], cwd: str, connection: dict[str, object]) -> None:
+        self.argv, self.env, self.cwd, self.connection = argv, env, cwd, connection
 
 
 class KernelProcess:
     """A started kernel."""
 
-    def __init__(self, children: Children, folder: str, request: dict[str, object]) -> None:
+    def __init__(self, children: Children, settings: Settings, order: Order) -> None:
         """Starts it.
 
-        Args:
-            children: where it is waited for.
-            folder: private folder for the connection file and the kernel's own sockets, made here.
-            request: `argv`, `env`, `connection` of the `start` operation.
-
         Raises:
-            OSError: the command cannot be executed.
-            ValueError: the request is not what the protocol says.
+            OSError: it cannot be executed; nothing is left of the attempt.
         """
-        argv, env, connection = _checked(request)
-        os.mkdir(folder, 0o700)
-        os.chown(folder, UID, GID)
-        file = f"{folder}/connection.json"
-        listeners = {channel: _listen(port) for channel, port in CHANNEL_PORTS.items()}
-        _write_connection_file(file, f"{folder}/k", connection)
-        fds = {channel: listener.fileno() for channel, listener in listeners.items()}
-        self._tail = Tail()
-        null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._children = children
+        self._settings = settings
+        self.status: dict[str, object] = {}
+        file = f"{settings.run}/connection.json"
+        # The kernel's user owns the folder last of all, so that nothing can be put in the place of a file.
+        os.mkdir(settings.run, 0o700)
+        listeners: dict[str, socket.socket] = {}
         try:
-            plan = Plan(
-                command(argv, file),
-                {**ENVIRONMENT, **env, CHANNEL_FDS_VARIABLE: json.dumps(fds)},
-                HOME,
-                UID,
-                GID,
-                CGROUP,
-                null,
-                self._tail.writer,
-                self._tail.writer,
-                tuple(fds.values()),
+            for channel, port in CHANNEL_PORTS.items():
+                listeners[channel] = listen(settings, port, 8)
+            _write_connection_file(file, settings, order.connection)
+            if os.getuid() == 0:
+                os.chown(settings.run, settings.uid, settings.gid)
+            self.pid = self._start(
+                order, command(order.argv, file, settings.python, settings.launcher), listeners
             )
-            self.pid = children.start(plan)
+        except BaseException:
+            _remove(settings.run, file)
+            raise
         finally:
-            os.close(null)
-            self._tail.close_writer()
             for listener in listeners.values():
                 listener.close()
-        self._children = children
-        self._ended = threading.Event()
-        self.status: dict[str, object] = {}
-        threading.Thread(target=self._await, daemon=True).start()
+        self._over, over = os.pipe2(os.O_CLOEXEC)
+        threading.Thread(target=self._await, args=(over,), daemon=True).start()
 
     @property
     def alive(self) -> bool:
         """Whether it still runs."""
-        return not self._ended.is_set()
+        return self.signal(0)
 
-    def wait(self) -> dict[str, object]:
-        """Blocks until the kernel has ended; its status as the protocol's `wait` describes it."""
-        self._ended.wait()
-        return self.status
+    def wait(self, peer: int) -> dict[str, object] | None:
+        """Blocks until the kernel has ended, or whoever wants to know is gone.
+
+        Args:
+            peer: descriptor of the connection that asks.
+
+        Returns:
+            The status as the protocol's `wait` describes it; None when the peer is gone.
+        """
+        poll = select.poll()
+        poll.register(self._over, select.POLLIN)
+        poll.register(peer, select.POLLRDHUP)
+        ready = {fd for fd, _ in poll.poll()}
+        return self.status if self._over in ready else None
 
     def signal(self, number: int) -> bool:
         """Sends a signal to the kernel's process group; False when the kernel has ended."""
-        if not self.alive:
-            return False
-        try:
-            os.killpg(self.pid, number)
-        except ProcessLookupError:
-            return False
-        return True
+        return self._children.signal(self.pid, number)
 
-    def _await(self) -> None:
+    def _start(self, order: Order, argv: list[str], listeners: dict[str, socket.socket]) -> int:
+        settings = self._settings
+        fds = {channel: listener.fileno() for channel, listener in listeners.items()}
+        self._tail = Tail()
+        null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        env = {
+            **settings.environment(),
+            # An ipykernel whose parent is PID 1 believes that its parent died, unless it is told so.
+            "JPY_PARENT_PID": "1",
+            **order.env,
+            CHANNEL_FDS_VARIABLE: json.dumps(fds),
+        }
+        try:
+            return self._children.start(
+                Plan(
+                    argv,
+                    env,
+                    order.cwd,
+                    settings.uid,
+                    settings.gid,
+                    settings.kernel_cgroup,
+                    null,
+                    self._tail.writer,
+                    tuple(fds.values()),
+                )
+            )
+        finally:
+            os.close(null)
+            self._tail.close_writer()
+
+    def _await(self, over: int) -> None:
         status = self._children.wait(self.pid, None)
         assert status is not None
         code = os.waitstatus_to_exitcode(status)
+        killed = code == -_SIGKILL
         self.status = {
             "code": code if code >= 0 else None,
             "signal": -code if code < 0 else None,
-            "out_of_memory": read_counters("memory.events").get("oom_kill", 0) > 0,
-            "tail": self._tail.text(0.2),
+            "out_of_memory": killed and cgroup.out_of_memory_kills(self._settings) > 0,
+            "tail": self._tail.text(_PATIENCE),
         }
-        self._ended.set()
+        os.close(over)  # which the reading end shows to everybody who waits
 
 
-def read_counters(name: str) -> dict[str, int]:
-    """A file of the kernel's cgroup with a counter a line."""
+def listen(settings: Settings, port: int, backlog: int) -> socket.socket:
+    """A socket that listens on a port of this guest."""
+    address: str | tuple[int, int]
+    if settings.sockets:
+        family, address = socket.AF_UNIX, f"{settings.sockets}/{port}"
+        if os.path.exists(address):
+            os.unlink(address)
+    else:
+        family, address = socket.AF_VSOCK, (socket.VMADDR_CID_ANY, port)
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        with open(f"{CGROUP}/{name}") as file:
-            return {key: int(value) for key, value in (line.split() for line in file)}
-    except (OSError, ValueError):
-        return {}
-
-
-def _checked(request: dict[str, object]) -> tuple[list[str], dict[str, str], dict[str, object]]:
-    argv, env, connection = request.get("argv"), request.get("env"), request.get("connection")
-    if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):
-        raise ValueError("argv must be a list of strings")
-    if not isinstance(env, dict) or not all(isinstance(v, str) and "=" not in k for k, v in env.items()):
-        raise ValueError("env must map names to strings")
-    if not isinstance(connection, dict):
-        raise ValueError("connection must be an object")
-    return argv, env, connection
-
-
-def _listen(port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    listener.bind((socket.VMADDR_CID_ANY, port))
-    listener.listen(8)
+        listener.bind(address)
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, error.strerror, f"port {port}") from error
     return listener
 
 
-def _write_connection_file(file: str, address: str, connection: dict[str, object]) -> None:
+def _write_connection_file(file: str, settings: Settings, connection: dict[str, object]) -> None:
     content = {
         **connection,
         "transport": "ipc",
-        "ip": address,
+        "ip": f"{settings.run}/k",
         **{f"{channel}_port": number for number, channel in enumerate(CHANNEL_PORTS, 1)},
     }
-    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w") as stream:
         json.dump(content, stream)
-    os.chown(file, UID, GID)
+        if os.getuid() == 0:
+            os.fchown(fd, settings.uid, settings.gid)
+
+
+def _remove(folder: str, file: str) -> None:
+    """Takes back what a failed start has made."""
+    try:
+        os.unlink(file)
+    except OSError:
+        pass
+    try:
+        os.rmdir(folder)
+    except OSError:
+        pass

@@ -1,201 +1,196 @@
 """What the agent does on request: one method an operation, each as `agent_protocol` describes it.
 
 Requests come from the host, which is trusted; but what they touch (files, processes) belongs to user code,
-which is not. So files are opened as the kernel's user, never through a link at the end, never blocking, and
-only when they are regular; programs run as that user unless the host asks for root.
+which is not: files.py and program.py keep it at a distance.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import socket
-import stat
 import sys
 import threading
 import time
+from collections.abc import Callable
 
+import cgroup
+import fields
+import files
+import program
 import system
-from agent_protocol import MAX_PAYLOAD, OPERATIONS, PROTOCOL_VERSION
+from agent_protocol import MAX_ENTROPY, MAX_EXEC_SECONDS, MAX_PAYLOAD, OPERATIONS, PROTOCOL_VERSION
+from answer import Answer, Refused
 from children import Children, Plan
-from kernel_process import CGROUP, ENVIRONMENT, GID, HOME, UID, KernelProcess, read_counters
+from fields import Request
+from kernel_process import KernelProcess, Order
+from settings import Settings
 
-_MAX_EXEC = 300.0
-
-
-class Refused(Exception):
-    """The request cannot be fulfilled; the text is for the user."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+_LONGEST_PATH = 4096
+_LONGEST_NAME = 64
+_LARGEST = 2**63 - 1
+_MOST_PIDS = 4194304 - 2048
+"""Linux' own limit on PIDs, less what the agent needs."""
+_EXEC_SECONDS = 30.0
 
 
 class Operations:
     """The agent's operations on this guest."""
 
-    def __init__(self, children: Children) -> None:
+    def __init__(
+        self,
+        children: Children,
+        settings: Settings,
+        boot: dict[str, float] | None = None,
+        end_machine: Callable[[], None] = system.reboot,
+    ) -> None:
+        """`boot` is the uptime in seconds when each phase of the boot was reached."""
         self._children = children
+        self._settings = settings
+        self._boot = boot or {}
+        self._end_machine = end_machine
         self._kernel: KernelProcess | None = None
         self._starting = threading.Lock()
 
-    def perform(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
-        """Answers one request.
+    def perform(self, request: Request, payload: bytes, peer: int) -> Answer:
+        """Answers one request that came over the connection with the descriptor `peer`.
 
         Raises:
             Refused: with a code and a sentence.
         """
-        method = getattr(self, f"_do_{request.get('op')}", None) if request.get("op") in OPERATIONS else None
-        if method is None:
-            raise Refused("unknown", f"The agent has no operation {str(request.get('op'))[:40]!r}.")
+        op = request.get("op")
+        if not isinstance(op, str) or op not in OPERATIONS:
+            raise Refused("unknown", f"The agent has no operation {str(op)[:40]!r}.")
         try:
-            result: tuple[dict[str, object], bytes] = method(request, payload)
+            if op == "wait":
+                return self._wait(peer)
+            method: Callable[[Request, bytes], Answer] = getattr(self, f"_{op}")
+            return method(request, payload)
         except OSError as error:
-            raise Refused(
-                "failed", f"{request['op']}: {error.strerror}: {error.filename or ''}".rstrip(": ")
-            ) from error
-        except (ValueError, TypeError, KeyError) as error:
-            raise Refused("malformed", f"{request['op']}: {error}") from error
-        return result
+            where = f": {error.filename}" if error.filename else ""
+            raise Refused("failed", f"{op}: {error.strerror or error}{where}") from error
+        except ValueError as error:
+            raise Refused("malformed", f"{op}: {error}") from error
+        except MemoryError as error:
+            raise Refused("failed", f"{op}: the agent has no memory left") from error
 
-    def _do_hello(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
-        with open("/proc/uptime") as uptime:
-            up = float(uptime.read().split()[0])
-        return {
-            "version": PROTOCOL_VERSION,
-            "kernel": os.uname().release,
-            "python": ".".join(map(str, sys.version_info[:3])),
-            "uptime": up,
-        }, b""
+    def _hello(self, request: Request, payload: bytes) -> Answer:
+        return Answer(
+            {
+                "version": PROTOCOL_VERSION,
+                "kernel": os.uname().release,
+                "python": sys.version.split()[0],
+                "uptime": system.uptime(),
+                "boot": self._boot,
+            }
+        )
 
-    def _do_configure(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
-        if "clock" in request:
-            time.clock_settime_ns(time.CLOCK_REALTIME, int(request["clock"]))  # type: ignore[call-overload]
-        if "hostname" in request:
-            socket.sethostname(str(request["hostname"]))
+    def _configure(self, request: Request, payload: bytes) -> Answer:
+        if len(payload) > MAX_ENTROPY:
+            raise ValueError(f"entropy is at most {MAX_ENTROPY} bytes")
+        clock = fields.integer(request, "clock", 0, _LARGEST) if "clock" in request else None
+        hostname = fields.text(request, "hostname", _LONGEST_NAME) if "hostname" in request else None
+        pids = fields.integer(request, "pids", 16, _MOST_PIDS) if "pids" in request else None
+        reserve = fields.integer(request, "reserve", 0, _LARGEST) if "reserve" in request else None
+        if clock is not None:
+            time.clock_settime_ns(time.CLOCK_REALTIME, clock)
+        if hostname is not None:
+            socket.sethostname(hostname)
         if payload:
             system.add_entropy(payload)
-        if "pids" in request:
-            with open(f"{CGROUP}/pids.max", "w") as file:
-                file.write(str(int(request["pids"])))  # type: ignore[call-overload]
-        return {}, b""
+        if pids is not None:
+            cgroup.limit_pids(self._settings, pids)
+        if reserve is not None:
+            cgroup.limit_memory(self._settings, reserve)
+        return Answer()
 
-    def _do_start(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
+    def _start(self, request: Request, payload: bytes) -> Answer:
+        connection = request.get("connection")
+        if not isinstance(connection, dict):
+            raise ValueError("connection is an object")
+        order = Order(
+            fields.words(request, "argv"),
+            fields.variables(request, "env"),
+            fields.text(request, "cwd", _LONGEST_PATH, self._settings.home),
+            connection,
+        )
         with self._starting:
             if self._kernel is not None:
                 raise Refused("started", "The kernel of this VM has been started already.")
             try:
-                self._kernel = KernelProcess(self._children, "/run/sandbox-kernel", request)
+                self._kernel = KernelProcess(self._children, self._settings, order)
             except OSError as error:
                 raise Refused(
                     "start", f"The kernel's command cannot be executed: {error.filename}: {error.strerror}."
                 ) from error
-        return {"pid": self._kernel.pid}, b""
+            return Answer({"pid": self._kernel.pid})
 
-    def _do_wait(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
-        return self._started().wait(), b""
+    def _wait(self, peer: int) -> Answer:
+        status = self._started().wait(peer)
+        if status is None:
+            raise Refused("failed", "wait: nobody waits any more")
+        return Answer(status)
 
-    def _do_signal(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
-        number = request["number"]
-        if not isinstance(number, int) or not 0 <= number <= 64:
-            raise ValueError("a signal's number is from 0 to 64")
-        return {"alive": self._started().signal(number)}, b""
+    def _signal(self, request: Request, payload: bytes) -> Answer:
+        number = fields.integer(request, "number", 0, 64)
+        return Answer({"alive": self._started().signal(number)})
 
-    def _do_status(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
-        kernel = self._kernel
-        values = {}
-        for name in ("memory.current", "memory.peak", "pids.current"):
-            with open(f"{CGROUP}/{name}") as file:
-                values[name.replace(".", "_")] = int(file.read())
-        return {
-            "alive": kernel is not None and kernel.alive,
-            **values,
-            "oom_kills": read_counters("memory.events").get("oom_kill", 0),
-            "load": os.getloadavg()[0],
-        }, b""
+    def _status(self, request: Request, payload: bytes) -> Answer:
+        kernel, settings = self._kernel, self._settings
+        return Answer(
+            {
+                "alive": kernel is not None and kernel.alive,
+                "memory_current": cgroup.number(settings, "memory.current"),
+                "memory_peak": cgroup.number(settings, "memory.peak"),
+                "memory_max": cgroup.number(settings, "memory.max"),
+                "pids_current": cgroup.number(settings, "pids.current"),
+                "oom_kills": cgroup.out_of_memory_kills(settings),
+                "load": os.getloadavg()[0],
+                "uptime": system.uptime(),
+            }
+        )
 
-    def _do_exec(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
-        argv, env = request["argv"], request.get("env", {})
-        timeout = request.get("seconds", 30)
-        if not isinstance(argv, list) or not isinstance(env, dict) or not isinstance(timeout, int | float):
-            raise ValueError("argv is a list, env an object, seconds a number")
+    def _exec(self, request: Request, payload: bytes) -> Answer:
+        settings = self._settings
+        argv, env = fields.words(request, "argv"), fields.variables(request, "env")
+        seconds = fields.seconds(request, "seconds", MAX_EXEC_SECONDS, _EXEC_SECONDS)
         root = request.get("root") is True
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        reader, writer = os.pipe2(os.O_CLOEXEC)
+        cwd = fields.text(request, "cwd", _LONGEST_PATH, "/" if root else settings.home)
+        null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         try:
+            reader, writer = os.pipe2(os.O_CLOEXEC)
             plan = Plan(
-                [str(word) for word in argv],
-                {**ENVIRONMENT, **{str(k): str(v) for k, v in env.items()}},
-                "/" if root else HOME,
-                0 if root else UID,
-                0 if root else GID,
-                None if root else CGROUP,
+                argv,
+                {**(_ROOT_ENVIRONMENT if root else settings.environment()), **env},
+                cwd,
+                0 if root else settings.uid,
+                0 if root else settings.gid,
+                settings.root_cgroup if root else settings.kernel_cgroup,
                 null,
                 writer,
-                writer,
             )
-            pid = self._children.start(plan)
-        except BaseException:
-            os.close(reader)
-            raise
+            outcome = program.run(self._children, plan, reader, seconds, MAX_PAYLOAD)
         finally:
             os.close(null)
-            os.close(writer)
-        return self._collect(pid, reader, min(float(timeout), _MAX_EXEC))
+        return Answer(
+            {"code": outcome.code, "truncated": outcome.truncated, "timed_out": outcome.timed_out},
+            outcome.output,
+        )
 
-    def _collect(self, pid: int, reader: int, timeout: float) -> tuple[dict[str, object], bytes]:
-        """Output and status of a program; its process group is killed when the time is up."""
-        deadline = time.monotonic() + timeout
-        output = b""
-        truncated = timed_out = False
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([reader], [], [], left)[0]:
-                timed_out = True
-                break
-            data = os.read(reader, 65536)
-            if not data:
-                break
-            truncated = truncated or len(output) + len(data) > MAX_PAYLOAD
-            output += data[: MAX_PAYLOAD - len(output)]
-        os.close(reader)
-        status = None if timed_out else self._children.wait(pid, max(0.0, deadline - time.monotonic()))
-        if status is None:
-            timed_out = True
-            os.killpg(pid, 9)
-            status = self._children.wait(pid, None)
-        assert status is not None
-        code = os.waitstatus_to_exitcode(status)
-        return {"code": code, "truncated": truncated, "timed_out": timed_out}, output
+    def _read(self, request: Request, payload: bytes) -> Answer:
+        path = fields.text(request, "path", _LONGEST_PATH)
+        offset = fields.integer(request, "offset", 0, _LARGEST, 0)
+        length = fields.integer(request, "length", 0, MAX_PAYLOAD, MAX_PAYLOAD)
+        content, size = files.read(self._settings, path, offset, length)
+        return Answer({"size": size}, content)
 
-    def _do_read(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
-        length = int(request.get("length", MAX_PAYLOAD))  # type: ignore[call-overload]
-        if not 0 <= length <= MAX_PAYLOAD:
-            raise ValueError(f"a length is from 0 to {MAX_PAYLOAD}")
-        fd = _open(str(request["path"]), os.O_RDONLY)
-        try:
-            size = os.fstat(fd).st_size
-            return {"size": size}, os.pread(fd, length, int(request.get("offset", 0)))  # type: ignore[call-overload]
-        finally:
-            os.close(fd)
+    def _write(self, request: Request, payload: bytes) -> Answer:
+        path = fields.text(request, "path", _LONGEST_PATH)
+        offset = fields.integer(request, "offset", 0, _LARGEST, 0)
+        mode = fields.integer(request, "mode", 0, 0o777, 0o644)
+        return Answer({"size": files.write(self._settings, path, payload, offset, mode)})
 
-    def _do_write(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
-        offset = int(request.get("offset", 0))  # type: ignore[call-overload]
-        mode = int(request.get("mode", 0o644))  # type: ignore[call-overload]
-        fd = _open(str(request["path"]), os.O_WRONLY | os.O_CREAT, mode & 0o777)
-        try:
-            if offset == 0:
-                os.ftruncate(fd, 0)
-            written = 0
-            while written < len(payload):
-                written += os.pwrite(fd, payload[written:], offset + written)
-            return {"size": os.fstat(fd).st_size}, b""
-        finally:
-            os.close(fd)
-
-    def _do_shutdown(self, request: dict[str, object], payload: bytes) -> tuple[dict[str, object], bytes]:
-        threading.Timer(0.05, system.reboot).start()
-        return {}, b""
+    def _shutdown(self, request: Request, payload: bytes) -> Answer:
+        return Answer(afterwards=self._end_machine)
 
     def _started(self) -> KernelProcess:
         if self._kernel is None:
@@ -203,18 +198,10 @@ class Operations:
         return self._kernel
 
 
-def _open(path: str, flags: int, mode: int = 0) -> int:
-    """Opens a regular file as the kernel's user, without following a link at its end, without blocking."""
-    if not path.startswith("/"):
-        path = f"{HOME}/{path}"
-    if os.getuid() == 0:
-        system.act_as(UID, GID)
-    try:
-        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY, mode)
-    finally:
-        if os.getuid() == 0:
-            system.act_as(0, 0)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise ValueError(f"{path} is not a regular file")
-    return fd
+_ROOT_ENVIRONMENT = {
+    "HOME": "/root",
+    "USER": "root",
+    "LOGNAME": "root",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+}

@@ -1,10 +1,11 @@
-"""The system calls that Python has no function for, and what PID 1 does with them once, at boot."""
+"""The system calls that Python has no function for, and what PID 1 sets once, at boot."""
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
 import os
+import resource
 import socket
 import struct
 
@@ -15,15 +16,30 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _PR_SET_NO_NEW_PRIVS = 38
 _RB_AUTOBOOT = 0x01234567
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+_OPEN_FILES = (1024, 524288)
 
 MOUNTS = (
-    ("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=620,ptmxmode=666"),
+    ("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=620,gid=5,ptmxmode=666"),
     ("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"),
     ("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=16m"),
     ("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"),
     ("cgroup2", "/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, ""),
 )
 """What the initramfs has not mounted: source, target, type, flags, options (mount(2))."""
+
+SYSCTLS = (
+    # What systemd sets on an ordinary Debian: links and FIFOs of others in /tmp are no traps.
+    ("fs/protected_symlinks", "1"),
+    ("fs/protected_hardlinks", "1"),
+    ("fs/protected_fifos", "1"),
+    ("fs/protected_regular", "2"),
+    ("kernel/kptr_restrict", "2"),
+    ("kernel/dmesg_restrict", "1"),
+    # `ping` without privileges.
+    ("net/ipv4/ping_group_range", "0 2147483647"),
+)
+"""Names under /proc/sys and values. One that this guest's kernel does not have is passed over."""
 
 
 def _check(result: int, what: str) -> None:
@@ -32,8 +48,28 @@ def _check(result: int, what: str) -> None:
         raise OSError(number, os.strerror(number), what)
 
 
+def write(path: str, content: str) -> None:
+    """Writes a kernel's file (procfs, cgroup) in one system call, as those want it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, content.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        os.close(fd)
+
+
+def read(path: str) -> str:
+    """The text of a kernel's file, at most 64 KiB."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 65536).decode()
+    finally:
+        os.close(fd)
+
+
 def mount_all() -> None:
-    """Mounts everything in `MOUNTS`."""
+    """Mounts everything in `MOUNTS`, and makes the links of /dev that programs expect."""
     for source, target, kind, flags, options in MOUNTS:
         os.makedirs(target, exist_ok=True)
         result = _libc.mount(
@@ -45,12 +81,29 @@ def mount_all() -> None:
             os.symlink(f"/proc/self/fd{number}", f"/dev/{name}")
 
 
+def set_sysctls() -> None:
+    """Sets everything in `SYSCTLS`."""
+    for name, value in SYSCTLS:
+        try:
+            write(f"/proc/sys/{name}", value)
+        except FileNotFoundError:
+            continue
+
+
 def loopback_up() -> None:
     """Brings `lo` up (netdevice(7)); debugpy and much user code count on it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         request = struct.pack("16sh22x", b"lo", 0)
         flags = struct.unpack_from("h", fcntl.ioctl(probe, _SIOCGIFFLAGS, request), 16)[0]
         fcntl.ioctl(probe, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | _IFF_UP))
+
+
+def stay_in_memory() -> None:
+    """Keeps every page that this process touches from now on in RAM (mlockall(2)).
+
+    Else a guest whose memory is used up drops the agent's code and reads it from disk again for each request.
+    """
+    _check(_libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT), "mlockall")
 
 
 def add_entropy(data: bytes) -> None:
@@ -60,18 +113,38 @@ def add_entropy(data: bytes) -> None:
         fcntl.ioctl(device, _RNDRESEEDCRNG)
 
 
+def set_limits() -> None:
+    """The limits of a usual session (setrlimit(2)), for what this process becomes.
+
+    Descriptors: 1024, since `select` knows no more, to be raised by who wants more. Processes: as many as the
+    cgroup allows; Linux' own default depends on the size of the RAM.
+    """
+    resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NPROC, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
 def no_new_privileges() -> None:
     """No program that this process runs can gain rights by set-user-id (prctl(2))."""
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
 def act_as(uid: int, gid: int) -> None:
-    """Has this thread's file accesses checked as this user's (setfsuid(2)); 0, 0 takes it back."""
+    """Has this thread's file accesses checked as this user's (setfsuid(2), per thread); 0, 0 takes it back.
+
+    Leaving 0 also takes the capabilities away that pass over file permissions (capabilities(7)).
+    """
     _libc.setfsgid(gid)
     _libc.setfsuid(uid)
 
 
+def uptime() -> float:
+    """Seconds since the guest was switched on."""
+    return float(read("/proc/uptime").split()[0])
+
+
 def reboot() -> None:
-    """Ends the machine: QEMU, told not to reboot, exits."""
-    os.sync()
+    """Ends the machine: QEMU, told not to reboot, exits. Without ACPI there is no other way to say so.
+
+    Nothing is synced and nobody is asked to end: the root is in memory and goes with it.
+    """
     _libc.reboot(_RB_AUTOBOOT)

@@ -1,9 +1,12 @@
-"""The host's client of the guest's agent: one request at a time on one vsock stream.
+"""The host's end of the guest's agent: one request at a time on one vsock stream.
 
-What comes back was written by a guest that may be hostile. Frames are bounded by the protocol, every field is
-checked for type and range before it becomes part of a frozen result, and text is stripped of control
-characters and shortened before it can reach an error message or a log. What breaks a rule is a
-`GuestProtocolError`; a refusal that follows the rules is a `GuestError` with the agent's sentence.
+What comes back was written by a guest that may be hostile. Frames are bounded by the protocol; answers.py
+checks every field before it becomes part of a frozen result, and cleans every text before it can reach an
+error message or a log. What breaks a rule is a `GuestProtocolError`; a refusal that follows the rules is a
+`GuestError` with the agent's sentence; no answer in time is a `TimeoutError`.
+
+Rules. Calls on one client wait for each other. A call that did not end with an answer (cancelled, timed out,
+broken) has closed the connection: what would still come could be taken for the next call's answer.
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from contextlib import suppress
 
+from sandbox_kernel.agent import answers
+from sandbox_kernel.agent.answers import ExecResult, Hello, KernelExit, Status
 from sandbox_kernel.agent.protocol import (
     HEADER,
     MAX_PAYLOAD,
@@ -22,75 +26,14 @@ from sandbox_kernel.agent.protocol import (
     parse_header,
     parse_message,
 )
-from sandbox_kernel.errors import GuestError, GuestProtocolError, KernelStartError
+from sandbox_kernel.errors import GuestError, GuestProtocolError
+
+__all__ = ["AgentClient", "ExecResult", "Hello", "KernelExit", "Status"]
 
 CALL_TIMEOUT = 15.0
 """Seconds for an answer; emulated guests under load have been seen to take 2."""
-_TEXT = 2000
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Hello:
-    """Who answers: kernel release and Python version of the guest, seconds since its boot."""
-
-    kernel: str
-    python: str
-    uptime: float
-
-
-@dataclass(frozen=True)
-class Status:
-    """How the kernel fares: bytes of memory in its cgroup, its processes, kills for want of memory."""
-
-    alive: bool
-    memory_current: int
-    memory_peak: int
-    pids_current: int
-    oom_kills: int
-    load: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """This status as JSON's types."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class KernelExit:
-    """How the kernel's process ended.
-
-    Attributes:
-        code: exit status; None when it was killed by a signal.
-        signal: that signal; None otherwise.
-        out_of_memory: whether the guest's kernel killed a process of the kernel's cgroup for want of memory.
-        tail: the last text on its standard output and error.
-    """
-
-    code: int | None
-    signal: int | None
-    out_of_memory: bool
-    tail: str
-
-    @property
-    def status(self) -> int:
-        """The exit status as a shell would show it."""
-        return self.code if self.code is not None else 128 + (self.signal or 0)
-
-    def how(self) -> str:
-        """How it ended, as the second half of a sentence."""
-        if self.code is not None:
-            return f"ended with status {self.code}"
-        return f"was killed by signal {self.signal}"
-
-
-@dataclass(frozen=True)
-class ExecResult:
-    """A program's exit code (negative: signal), its output, and whether output or time ran out."""
-
-    code: int
-    output: bytes
-    truncated: bool
-    timed_out: bool
+_CLOSED = "The connection to the VM's agent is closed."
+_CARRIES_PAYLOAD = frozenset({"exec", "read"})
 
 
 class AgentClient:
@@ -107,104 +50,81 @@ class AgentClient:
     ) -> tuple[dict[str, object], bytes]:
         """Sends a request and returns the answer's object and payload.
 
-        Calls wait for each other. One that is cancelled or times out closes the connection: its answer
-        could otherwise be taken for the next call's.
-
         Args:
             op: one of `protocol.OPERATIONS`.
             payload: bytes that go with it.
-            timeout: seconds until the answer must be there; None waits for ever.
+            timeout: seconds until the answer must be there, once it is this call's turn; None waits for ever.
             fields: the request's fields.
 
         Raises:
-            GuestError: the agent refused, with its sentence, or is gone.
+            GuestError: the agent refused, with its sentence, or is gone, or the request is too large for it.
+            KernelStartError: it refused since the kernel's command cannot be executed.
             GuestProtocolError: what came is not an answer.
             TimeoutError: no answer in time.
         """
-        request = pack({"op": op, **fields}, payload)
-        async with self._turn:
-            if self._broken:
-                raise GuestError("The connection to the VM's agent is closed.")
-            self._broken = True
-            try:
-                async with asyncio.timeout(timeout):
-                    await asyncio.get_running_loop().sock_sendall(self._socket, request)
-                    json_length, payload_length = parse_header(await self._exactly(HEADER.size))
-                    answer = parse_message(await self._exactly(json_length))
-                    output = await self._exactly(payload_length)
-            except FrameError as error:
-                raise GuestProtocolError(f"The VM's agent broke its protocol: {error}") from error
-            except OSError as error:
-                if isinstance(error, TimeoutError):
-                    raise
-                raise GuestError(f"The connection to the VM's agent broke ({error}).") from error
-            self._broken = False
-        if answer.get("ok") is True:
-            return answer, output
-        kind = KernelStartError if answer.get("error") == "start" else GuestError
-        raise kind(_plain(_field(answer, "message", str)))
+        return await self._call(op, fields, payload, timeout)
 
     async def hello(self) -> Hello:
         """Asks who is there."""
         answer, _ = await self.call("hello")
-        return Hello(
-            _plain(_field(answer, "kernel", str))[:80],
-            _plain(_field(answer, "python", str))[:80],
-            _field(answer, "uptime", float),
-        )
+        return answers.hello(answer)
 
-    async def configure(self, clock: int, hostname: str, entropy: bytes, pids: int) -> None:
+    async def configure(
+        self,
+        clock: int,
+        hostname: str,
+        entropy: bytes,
+        pids: int,
+        reserve: int | None = None,
+    ) -> None:
         """Gives the guest what it cannot know by itself.
 
         Args:
             clock: nanoseconds since the epoch.
             hostname: its name.
-            entropy: bytes credited to its random generator.
+            entropy: at most `protocol.MAX_ENTROPY` bytes, credited to its random generator.
             pids: processes and threads that the kernel may have.
+            reserve: bytes of RAM kept from the kernel; the agent's own choice when None.
         """
-        await self.call("configure", entropy, clock=clock, hostname=hostname, pids=pids)
+        order: dict[str, object] = {"clock": clock, "hostname": hostname, "pids": pids}
+        await self._call("configure", order if reserve is None else order | {"reserve": reserve}, entropy)
 
     async def start(
-        self, argv: Sequence[str], env: Mapping[str, str], connection: Mapping[str, object]
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        connection: Mapping[str, object],
+        cwd: str | None = None,
     ) -> int:
         """Starts the kernel and returns its PID in the guest; its channels may be connected from now on.
+
+        Args:
+            argv: its command; `{connection_file}` is filled in.
+            env: added to the environment that the guest gives it.
+            connection: what its connection file has beside the endpoints: key and signature scheme.
+            cwd: folder of the guest; the home of the kernel's user when None.
 
         Raises:
             KernelStartError: the command cannot be executed.
         """
-        answer, _ = await self.call("start", argv=list(argv), env=dict(env), connection=dict(connection))
-        return _field(answer, "pid", int)
+        order: dict[str, object] = {"argv": list(argv), "env": dict(env), "connection": dict(connection)}
+        answer, _ = await self._call("start", order if cwd is None else order | {"cwd": cwd})
+        return answers.started(answer)
 
     async def wait(self) -> KernelExit:
         """Waits until the kernel has ended, however long that takes."""
         answer, _ = await self.call("wait", timeout=None)
-        code, number = answer.get("code"), answer.get("signal")
-        for value in (code, number):
-            if value is not None and not (isinstance(value, int) and 0 <= value <= 255):
-                raise GuestProtocolError("The VM's agent reports an exit status that is none.")
-        return KernelExit(
-            code if isinstance(code, int) else None,
-            number if isinstance(number, int) else None,
-            _field(answer, "out_of_memory", bool),
-            _plain(_field(answer, "tail", str)),
-        )
+        return answers.kernel_exit(answer)
 
     async def signal(self, number: int) -> bool:
-        """Sends a signal to the kernel's process group; False when the kernel has ended."""
+        """Sends a signal to the kernel's process group (0 only asks); False when the kernel has ended."""
         answer, _ = await self.call("signal", number=number)
-        return _field(answer, "alive", bool)
+        return answers.signalled(answer)
 
     async def status(self) -> Status:
         """How the kernel fares."""
         answer, _ = await self.call("status")
-        return Status(
-            _field(answer, "alive", bool),
-            _field(answer, "memory_current", int),
-            _field(answer, "memory_peak", int),
-            _field(answer, "pids_current", int),
-            _field(answer, "oom_kills", int),
-            _field(answer, "load", float),
-        )
+        return answers.status(answer)
 
     async def exec(
         self,
@@ -212,22 +132,25 @@ class AgentClient:
         env: Mapping[str, str] | None = None,
         timeout: float = 30.0,
         root: bool = False,
+        cwd: str | None = None,
     ) -> ExecResult:
-        """Runs a program in the guest, by default as the kernel's user, for at most `timeout` seconds."""
-        answer, output = await self.call(
-            "exec",
-            timeout=timeout + CALL_TIMEOUT,
-            argv=list(argv),
-            env=dict(env or {}),
-            root=root,
-            seconds=timeout,
+        """Runs a program in the guest, by default as the kernel's user and within the kernel's limits.
+
+        Args:
+            argv: the command.
+            env: added to the environment that the guest gives it.
+            timeout: seconds until its process group is killed, at most `protocol.MAX_EXEC_SECONDS`.
+            root: as root, outside the kernel's limits.
+            cwd: folder; home when None.
+
+        Raises:
+            GuestError: it cannot be executed.
+        """
+        order = {"argv": list(argv), "env": dict(env or {}), "root": root, "seconds": timeout}
+        answer, output = await self._call(
+            "exec", order if cwd is None else order | {"cwd": cwd}, timeout=timeout + CALL_TIMEOUT
         )
-        return ExecResult(
-            _field(answer, "code", int, minimum=-64),
-            output,
-            _field(answer, "truncated", bool),
-            _field(answer, "timed_out", bool),
-        )
+        return answers.exec_result(answer, output)
 
     async def read(self, path: str, offset: int = 0, length: int = MAX_PAYLOAD) -> bytes:
         """Up to `length` bytes of a regular file, from `offset`, as the kernel's user may read it."""
@@ -237,18 +160,64 @@ class AgentClient:
         return data
 
     async def write(self, path: str, data: bytes, offset: int = 0, mode: int = 0o644) -> int:
-        """Writes a regular file as the kernel's user (truncated at offset 0); returns its size in bytes."""
+        """Writes a regular file as the kernel's user (cut first at offset 0); returns its size in bytes."""
         answer, _ = await self.call("write", data, path=path, offset=offset, mode=mode)
-        return _field(answer, "size", int)
+        return answers.written(answer)
 
     async def shutdown(self) -> None:
-        """Has the guest end itself."""
+        """Has the guest end itself, and closes this connection, for which the guest waits."""
         await self.call("shutdown")
+        await self.aclose()
 
     async def aclose(self) -> None:
-        """Closes the connection; idempotent."""
+        """Closes the connection; a call that waits fails with GuestError. Idempotent."""
         self._broken = True
-        self._socket.close()
+        if self._turn.locked():
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)  # wakes the call, which then closes
+        else:
+            self._socket.close()
+
+    async def _call(
+        self,
+        op: str,
+        fields: Mapping[str, object],
+        payload: bytes = b"",
+        timeout: float | None = CALL_TIMEOUT,
+    ) -> tuple[dict[str, object], bytes]:
+        try:
+            request = pack({"op": op, **fields}, payload)
+        except FrameError as error:
+            raise GuestError(f"A request ({op}) is too large for the VM's agent: {error}") from error
+        async with self._turn:
+            answer, output = await self._exchange(request, timeout)
+        if output and op not in _CARRIES_PAYLOAD:
+            await self.aclose()
+            raise GuestProtocolError(f"The VM's agent sent {len(output)} bytes that nobody asked for.")
+        return answers.accepted(answer), output
+
+    async def _exchange(self, request: bytes, timeout: float | None) -> tuple[dict[str, object], bytes]:
+        if self._broken:
+            raise GuestError(_CLOSED)
+        complete = False
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.get_running_loop().sock_sendall(self._socket, request)
+                json_length, payload_length = parse_header(await self._exactly(HEADER.size))
+                answer = parse_message(await self._exactly(json_length))
+                output = await self._exactly(payload_length)
+            complete = True
+            return answer, output
+        except FrameError as error:
+            raise GuestProtocolError(f"The VM's agent broke its protocol: {error}") from error
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise GuestError(f"The connection to the VM's agent broke ({error}).") from error
+        finally:
+            if not complete or self._broken:
+                self._broken = True
+                self._socket.close()
 
     async def _exactly(self, count: int) -> bytes:
         loop = asyncio.get_running_loop()
@@ -259,21 +228,3 @@ class AgentClient:
                 raise ConnectionResetError("the agent closed it")
             data += piece
         return bytes(data)
-
-
-def _field(answer: Mapping[str, object], name: str, kind: type[_T], minimum: int = 0) -> _T:
-    """A field of an answer with the right type, numbers within what anything real can reach."""
-    value: Any = answer.get(name)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    good = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    if good and kind in (int, float):
-        good = minimum <= value <= 2**53
-    if not good:
-        raise GuestProtocolError(f"The VM's agent sent no usable {name!r}.")
-    return value  # type: ignore[no-any-return]
-
-
-def _plain(text: str) -> str:
-    """A guest's text on one line, printable, bounded."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text[-_TEXT:]).split())

@@ -17,6 +17,31 @@ A request is `{"op": name, ...}`; a response is `{"ok": true, ...}` or
 `{"ok": false, "error": code, "message": sentence}`. A frame outside these rules is a `FrameError`: the
 connection is closed, and on the host it counts as a broken guest.
 
+Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds unless it says otherwise.
+
+    hello      → version, kernel (release), python (version), uptime, boot (object: phase to uptime when
+               it was reached: "python" runs, "agent" listens)
+    configure  clock? (ns since the epoch), hostname?, pids? (processes and threads of the kernel, at least
+               16), reserve? (memory kept from the kernel); payload: at most MAX_ENTROPY bytes, credited to
+               the random generator → nothing
+    start      argv (`{connection_file}` is filled in), env, connection (object: what goes into the
+               connection file beside the endpoints), cwd? → pid. Once per guest, unless it failed
+    wait       → code or signal (the other is null), out_of_memory, tail (the last it wrote to its standard
+               output and error); answered when the kernel has ended, at once when it already has
+    signal     number (0 to 64; 0 only asks), to the kernel's process group → alive (false: nobody got it)
+    status     → alive, memory_current, memory_peak, memory_max, pids_current, oom_kills, load (of 1
+               minute), uptime; memory and pids are those of the kernel's cgroup
+    exec       argv, env?, cwd?, seconds? (at most MAX_EXEC_SECONDS), root? (false: as the kernel's user, in
+               its cgroup) → code (negative: signal), truncated, timed_out; payload: the first MAX_PAYLOAD
+               bytes of standard output and error. When the time is up its process group is killed
+    read       path (from the kernel's home when relative), offset?, length? → size (of the file); payload
+    write      path, offset? (0 cuts the file first), mode? (of a new file, 0o644); payload → size
+    shutdown   → nothing; the machine ends when the caller has closed the connection, at most 1 s later
+
+`read` and `write` act with the rights of the kernel's user, on regular files only, and follow no link in the
+last place of a path. Error codes: `unknown` operation, `malformed` field, `failed` (the operating system's
+sentence), `start` (the kernel's command cannot be executed), `started` and `not started`.
+
 The kernel's five channels have one vsock port each, from `CHANNEL_PORTS`. The agent opens the listening
 sockets before it starts the kernel and hands them down, so the host may connect as soon as `start` is
 answered.
@@ -41,7 +66,11 @@ MAX_JSON = 256 * 1024
 MAX_PAYLOAD = 4 * 1024 * 1024
 """Bytes of one payload; larger files travel in pieces (`offset`)."""
 MAX_CONNECTIONS = 16
-"""Connections the agent serves at a time."""
+"""Connections the agent serves at a time; one more is closed at once."""
+MAX_ENTROPY = 512
+"""Bytes of entropy in one `configure`."""
+MAX_EXEC_SECONDS = 300.0
+"""Seconds that a program started by `exec` may take."""
 
 OPERATIONS = frozenset(
     {"hello", "configure", "start", "wait", "signal", "status", "exec", "read", "write", "shutdown"}

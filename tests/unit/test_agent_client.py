@@ -69,11 +69,53 @@ async def test_a_call_that_timed_out_poisons_the_connection() -> None:
     client = AgentClient(ours)
     with pytest.raises(TimeoutError):
         await client.call("hello", timeout=0.01)
-    theirs.sendall(pack({"ok": True, "alive": True}))
+    assert theirs.recv(4096)
+    assert theirs.recv(1) == b""
     with pytest.raises(GuestError, match="is closed"):
         await client.signal(0)
     await client.aclose()
     theirs.close()
+
+
+async def test_a_cancelled_call_closes_the_connection() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    client = AgentClient(ours)
+    waiting = asyncio.ensure_future(client.wait())
+    await asyncio.get_running_loop().run_in_executor(None, theirs.recv, 4096)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert theirs.recv(1) == b""
+    with pytest.raises(GuestError, match="is closed"):
+        await client.hello()
+    theirs.close()
+
+
+async def test_closing_wakes_a_call_that_waits_and_those_behind_it() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    client = AgentClient(ours)
+    calls = [asyncio.ensure_future(client.wait()), asyncio.ensure_future(client.hello())]
+    await asyncio.get_running_loop().run_in_executor(None, theirs.recv, 4096)
+    await client.aclose()
+    for result in await asyncio.gather(*calls, return_exceptions=True):
+        assert isinstance(result, GuestError)
+    assert ours.fileno() == -1
+    theirs.close()
+
+
+async def test_a_request_too_large_is_refused_before_it_is_sent() -> None:
+    async with agent_that_answers(pack({"ok": True, "alive": True})) as client:
+        with pytest.raises(GuestError, match="too large"):
+            await client.exec(["true"], {"X": "y" * 300_000})
+        assert await client.signal(0) is True
+
+
+async def test_a_payload_that_nobody_asked_for_breaks_the_protocol() -> None:
+    async with agent_that_answers(pack({"ok": True, "alive": True}, b"x")) as client:
+        with pytest.raises(GuestProtocolError, match="nobody asked for"):
+            await client.signal(0)
 
 
 async def test_calls_at_once_wait_for_each_other() -> None:

@@ -1,7 +1,8 @@
-"""The guest's agent on the host: real sockets, real children, this user instead of the guest's."""
+"""The guest's agent on the host: what it answers, and that nothing a caller or a program does stops it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,161 +13,198 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from guest_agent import Agent, answer, reaped, settings_for, short_folder
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-import kernel_process
-import operations
-from agent_protocol import HEADER, MAX_CONNECTIONS, pack, parse_header, parse_message
+from agent_protocol import MAX_CONNECTIONS, MAX_ENTROPY, MAX_PAYLOAD, OPERATIONS, pack
+from answer import Answer, Refused
 from children import Children, Plan
-from operations import Operations
 from server import Server
-
-
-@pytest.fixture(autouse=True)
-def this_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for module in (operations, kernel_process):
-        monkeypatch.setattr(module, "UID", os.getuid())
-        monkeypatch.setattr(module, "GID", os.getgid())
-        monkeypatch.setattr(module, "HOME", str(tmp_path))
-    monkeypatch.setattr(operations, "CGROUP", None)
 
 
 @pytest.fixture
 def children() -> Iterator[Children]:
-    """Reaps as PID 1 does, in a thread, for children that the tests start."""
-    made = Children()
-    done = threading.Event()
-
-    def reap() -> None:
-        while not done.wait(0.01):
-            made.reap()
-
-    thread = threading.Thread(target=reap)
-    thread.start()
-    yield made
-    done.set()
-    thread.join()
-
-
-class Agent:
-    """A server on a Unix socket, and a plain client of it."""
-
-    def __init__(self, children: Children, path: str) -> None:
-        self.path = path
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(path)
-        listener.listen(64)
-        server = Server(listener, Operations(children).perform, None)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-
-    def connect(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(20)
-        connection.connect(self.path)
-        return connection
-
-    def ask(self, op: str, payload: bytes = b"", **fields: object) -> tuple[dict[str, object], bytes]:
-        with self.connect() as connection:
-            connection.sendall(pack({"op": op, **fields}, payload))
-            return answer(connection)
-
-
-def answer(connection: socket.socket) -> tuple[dict[str, object], bytes]:
-    stream = connection.makefile("rb")
-    json_length, payload_length = parse_header(stream.read(HEADER.size))
-    return parse_message(stream.read(json_length)), stream.read(payload_length)
+    with reaped() as made:
+        yield made
 
 
 @pytest.fixture
-def agent(children: Children, tmp_path: Path) -> Agent:
-    return Agent(children, str(tmp_path / "agent"))
+def home() -> Iterator[Path]:
+    with short_folder() as folder:
+        yield folder
 
 
-def run(agent: Agent, *argv: str, **fields: object) -> tuple[dict[str, object], bytes]:
-    return agent.ask("exec", argv=list(argv), **fields)
+@pytest.fixture
+def agent(children: Children, home: Path) -> Agent:
+    return Agent(children, settings_for(home))
+
+
+def test_hello_says_who_is_there(agent: Agent) -> None:
+    reply, _ = agent.ask("hello")
+    assert reply["kernel"] == os.uname().release
+    assert reply["python"] == sys.version.split()[0]
+    assert isinstance(reply["uptime"], float)
+    assert reply["boot"] == {"agent": 1.5}
+
+
+def test_every_operation_of_the_protocol_is_there(agent: Agent) -> None:
+    for op in OPERATIONS - {"shutdown", "configure"}:  # without cgroups and as an ordinary user
+        assert agent.ask(op)[0].get("error") != "unknown", op
 
 
 def test_a_program_runs_and_its_output_and_status_come_back(agent: Agent) -> None:
-    reply, output = run(agent, "sh", "-c", "echo out; echo err >&2; exit 3")
+    reply, output = agent.run("sh", "-c", "echo out; echo err >&2; exit 3")
     assert reply == {"ok": True, "code": 3, "truncated": False, "timed_out": False}
     assert output == b"out\nerr\n"
 
 
 def test_a_program_killed_by_a_signal_has_a_negative_code(agent: Agent) -> None:
-    assert run(agent, "sh", "-c", "kill -9 $$")[0]["code"] == -9
+    assert agent.run("sh", "-c", "kill -9 $$")[0]["code"] == -9
 
 
-def test_a_program_that_takes_too_long_is_killed_with_its_children(agent: Agent, tmp_path: Path) -> None:
-    file = tmp_path / "pid"
-    reply, _ = run(agent, "sh", "-c", f"sleep 600 & echo $! > {file}; wait", seconds=0.3)
+def test_a_program_that_takes_too_long_is_killed_with_its_children(agent: Agent, home: Path) -> None:
+    file = home / "pid"
+    reply, _ = agent.run("sh", "-c", f"sleep 600 & echo $! > {file}; wait", seconds=0.5)
     assert reply["timed_out"] is True
-    sleeper = Path("/proc", file.read_text().strip())
-    deadline = time.monotonic() + 5
-    while (
-        sleeper.exists() and "zombie" not in (sleeper / "status").read_text() and time.monotonic() < deadline
-    ):
-        time.sleep(0.01)
-    assert not sleeper.exists() or "zombie" in (sleeper / "status").read_text()
+    assert reply["code"] == -signal.SIGKILL
+    assert ends(int(file.read_text()))
+
+
+def test_a_program_ends_when_it_ends_though_a_child_keeps_its_output_open(agent: Agent, home: Path) -> None:
+    file = home / "pid"
+    reply, output = agent.run("sh", "-c", f"sleep 600 & echo $! > {file}; echo done", seconds=100)
+    os.kill(int(file.read_text()), signal.SIGKILL)
+    assert reply == {"ok": True, "code": 0, "truncated": False, "timed_out": False}
+    assert output == b"done\n"
+
+
+def test_a_program_that_closes_its_output_early_is_still_waited_for(agent: Agent) -> None:
+    assert agent.run("sh", "-c", "exec >&- 2>&-; sleep 0.2; exit 4")[0]["code"] == 4
 
 
 def test_output_beyond_the_limit_is_cut_and_said_to_be(agent: Agent) -> None:
-    reply, output = run(agent, "sh", "-c", "head -c 6000000 /dev/zero")
+    reply, output = agent.run("sh", "-c", "head -c 6000000 /dev/zero")
     assert reply["truncated"] is True
-    assert len(output) == operations.MAX_PAYLOAD
+    assert len(output) == MAX_PAYLOAD
 
 
 def test_a_program_that_does_not_exist_is_named(agent: Agent) -> None:
-    reply, _ = run(agent, "/no/such/program")
+    reply, _ = agent.run("/no/such/program")
     assert reply["ok"] is False
     assert "No such file or directory: /no/such/program" in str(reply["message"])
+
+
+def test_a_folder_that_does_not_exist_is_named(agent: Agent) -> None:
+    assert "No such file or directory: /no/such/folder" in str(
+        agent.run("true", cwd="/no/such/folder")[0]["message"]
+    )
+
+
+def test_a_program_inherits_nothing_of_the_agents_but_its_three_streams(agent: Agent) -> None:
+    ours = {fd for fd in range(3, 1024) if inherited(fd)}  # what started the tests may have left some
+    there = {int(name) for name in agent.run("ls", "/proc/self/fd")[1].split()}
+    assert len(there - ours - {0, 1, 2}) == 1  # through which ls reads the folder
 
 
 def test_a_signal_blocked_in_the_agent_reaches_its_children(agent: Agent) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     try:
         code = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
-        assert run(agent, sys.executable, "-c", code)[1] == b"set()\n"
+        assert agent.run(sys.executable, "-c", code)[1] == b"set()\n"
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
 
 
-def test_files_are_written_and_read_in_pieces(agent: Agent, tmp_path: Path) -> None:
-    assert agent.ask("write", b"hello", path="note.txt")[0] == {"ok": True, "size": 5}
-    assert agent.ask("write", b" world", path="note.txt", offset=5)[0] == {"ok": True, "size": 11}
-    assert agent.ask("read", path=str(tmp_path / "note.txt"), offset=6, length=3) == (
-        {"ok": True, "size": 11},
-        b"wor",
-    )
-
-
-def test_a_fifo_does_not_make_the_agent_wait(agent: Agent, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    reply, _ = agent.ask("read", path=str(tmp_path / "fifo"))
-    assert "is not a regular file" in str(reply["message"])
-
-
-def test_a_link_in_place_of_a_file_is_not_followed(agent: Agent, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("/etc/passwd")
-    assert agent.ask("read", path=str(tmp_path / "link"))[0]["ok"] is False
+def test_no_program_can_gain_rights(agent: Agent) -> None:
+    assert agent.run("grep", "NoNewPrivs", "/proc/self/status")[1] == b"NoNewPrivs:\t1\n"
 
 
 @pytest.mark.parametrize(
     "request_",
-    [{"op": "nonsense"}, {"op": 3}, {}, {"op": "signal", "number": 99}, {"op": "exec"}, {"op": "read"}],
+    [
+        {"op": "nonsense"},
+        {"op": 3},
+        {"op": ["hello"]},
+        {"op": "perform"},
+        {},
+        {"op": "signal", "number": 99},
+        {"op": "signal", "number": True},
+        {"op": "exec"},
+        {"op": "exec", "argv": []},
+        {"op": "exec", "argv": [""]},
+        {"op": "exec", "argv": ["a\0b"]},
+        {"op": "exec", "argv": ["true"], "seconds": 1e300},
+        {"op": "exec", "argv": ["true"], "env": {"A=B": "c"}},
+        {"op": "start", "argv": ["true"], "env": {"": "c"}, "connection": {}},
+        {"op": "start", "argv": ["true"], "env": {}, "connection": []},
+        {"op": "read"},
+        {"op": "read", "path": "x", "offset": 10**400},
+        {"op": "read", "path": "x", "length": MAX_PAYLOAD + 1},
+        {"op": "write", "path": "\ud800", "mode": 0o4755},
+        {"op": "configure", "clock": 10**30},
+        {"op": "configure", "pids": 0},
+        {"op": "configure", "hostname": "x" * 65},
+    ],
 )
 def test_a_request_that_makes_no_sense_is_refused_and_the_agent_lives(
     agent: Agent, request_: dict[str, object]
 ) -> None:
     with agent.connect() as connection:
         connection.sendall(pack(request_))
-        assert answer(connection)[0]["ok"] is False
+        reply, _ = answer(connection)
+        assert reply["ok"] is False
+        assert reply["error"] in ("unknown", "malformed")
         connection.sendall(pack({"op": "hello"}))
         assert answer(connection)[0]["ok"] is True
+
+
+def test_too_much_entropy_is_refused(agent: Agent) -> None:
+    assert agent.ask("configure", bytes(MAX_ENTROPY + 1))[0]["error"] == "malformed"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.sampled_from(["hello", "start", "signal", "status", "exec", "read", "wait"]),
+    st.dictionaries(
+        st.sampled_from(["number", "path", "offset", "length", "seconds", "env", "cwd", "connection"]),
+        json_values,
+    ),
+)
+def test_any_fields_get_an_answer(agent: Agent, op: str, fields: dict[str, object]) -> None:
+    """Without `argv`, so that no field can make the agent do something to this host."""
+    assert isinstance(agent.ask(op, **fields)[0]["ok"], bool)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_leave_the_agent_alive(agent: Agent, data: bytes) -> None:
+    with agent.connect() as connection, contextlib.suppress(OSError):
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(65536):
+            pass
+    assert agent.ask("hello")[0]["ok"] is True
 
 
 def test_a_stalled_connection_harms_nobody(agent: Agent) -> None:
     with agent.connect() as stalled:
         stalled.sendall(b"S")
         assert agent.ask("hello")[0]["ok"] is True
+
+
+def test_a_frame_that_does_not_become_complete_ends_its_connection(children: Children, home: Path) -> None:
+    impatient = Agent(children, settings_for(home), frame_seconds=0.05)
+    with impatient.connect() as stalled:
+        stalled.sendall(b"SKA")
+        assert stalled.recv(1) == b""
 
 
 def test_connections_beyond_the_limit_are_closed_and_places_come_free(agent: Agent) -> None:
@@ -178,14 +216,75 @@ def test_connections_beyond_the_limit_are_closed_and_places_come_free(agent: Age
         assert refused.recv(1) == b""
     for connection in held:
         connection.close()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
+    deadline = time.monotonic() + 20
+    while True:  # a place is free when its thread has seen the end of its connection
+        with agent.connect() as connection, contextlib.suppress(OSError):
+            connection.sendall(pack({"op": "hello"}))
+            if connection.recv(1):
+                return
+        assert time.monotonic() < deadline
+
+
+def test_a_lack_of_threads_costs_a_connection_and_not_the_agent(home: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(home / "x"))
+        listener.listen(8)
+        server = Server(listener, lambda request, payload, peer: Answer({}), None)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        before = threading.stack_size(1 << 45)  # more than any address space: no thread starts
         try:
-            assert agent.ask("hello")[0]["ok"] is True
-            return
-        except (OSError, Exception) as error:  # the freed places are not seen at once
-            last = error
-    raise AssertionError(last)
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(20)
+                connection.connect(str(home / "x"))
+                assert connection.recv(1) == b""
+        finally:
+            threading.stack_size(before)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(20)
+            connection.connect(str(home / "x"))
+            connection.sendall(pack({"op": "hello"}))
+            assert answer(connection)[0] == {"ok": True}
+
+
+def test_only_the_hosts_cid_is_served() -> None:
+    class Listener:
+        """Two peers, by the addresses that AF_VSOCK gives; no vsock is needed to test the choice."""
+
+        def __init__(self) -> None:
+            self.ends = [socket.socketpair() for _ in range(2)]
+            self.peers = [(self.ends[0][0], (3, 99)), (self.ends[1][0], (2, 99))]
+
+        def accept(self) -> tuple[socket.socket, tuple[int, int]]:
+            if not self.peers:
+                raise OSError(9, "closed")
+            return self.peers.pop(0)
+
+    listener = Listener()
+    Server(listener, lambda request, payload, peer: Answer({}), 2).serve_forever()  # type: ignore[arg-type]
+    (_, stranger), (_, host) = listener.ends
+    assert stranger.recv(1) == b""
+    host.sendall(pack({"op": "hello"}))
+    assert answer(host)[0] == {"ok": True}
+    host.close()
+    stranger.close()
+
+
+def test_a_refusal_is_cut_to_a_bearable_length() -> None:
+    def refuse(request: dict[str, object], payload: bytes, peer: int) -> Answer:
+        raise Refused("failed", "x" * 1_000_000)
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        Server(ours, refuse, None)._reply(ours, {}, b"")
+        assert len(str(answer(theirs)[0]["message"])) == 2000
+
+
+def test_the_machine_ends_after_the_answer_to_a_shutdown(agent: Agent) -> None:
+    with agent.connect() as connection:
+        connection.sendall(pack({"op": "shutdown"}))
+        assert answer(connection)[0] == {"ok": True}
+        assert not agent.ended.is_set()
+    assert agent.ended.wait(20)
 
 
 def test_a_signal_or_a_wait_without_a_kernel_is_refused(agent: Agent) -> None:
@@ -193,31 +292,42 @@ def test_a_signal_or_a_wait_without_a_kernel_is_refused(agent: Agent) -> None:
     assert agent.ask("wait")[0]["error"] == "not started"
 
 
-def test_a_child_is_waited_for_once_and_only_by_whom_it_concerns(children: Children) -> None:
+def test_a_child_is_waited_for_once_and_its_signals_end_with_it(children: Children) -> None:
     null = os.open("/dev/null", os.O_RDWR)
-    plan = Plan(
-        ["sh", "-c", "exit 7"], dict(os.environ), "/", os.getuid(), os.getgid(), None, null, null, null
-    )
+    plan = Plan(["sh", "-c", "read x"], dict(os.environ), "/", os.getuid(), os.getgid(), "", null, null)
     pid = children.start(plan)
-    assert children.wait(pid, 10) == 7 << 8
-    assert not children.runs(pid)
+    assert children.wait(pid, 20) == 1 << 8
+    assert children.signal(pid, 0) is False
+    assert children.watch(pid) is None
     os.close(null)
 
 
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        (
-            ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-            ["/usr/bin/python3", kernel_process.LAUNCHER, "ipykernel_launcher", "-f", "/c.json"],
-        ),
-        (
-            ["/x/python3.11", "-X", "dev", "-m", "ipykernel", "-f", "{connection_file}"],
-            ["/usr/bin/python3", "-X", "dev", kernel_process.LAUNCHER, "ipykernel", "-f", "/c.json"],
-        ),
-        (["python3", "-m", "bash_kernel"], ["/usr/bin/python3", "-m", "bash_kernel"]),
-        (["ark", "--file={connection_file}"], ["ark", "--file=/c.json"]),
-    ],
-)
-def test_an_ipykernel_is_started_through_the_launcher(argv: list[str], expected: list[str]) -> None:
-    assert kernel_process.command(argv, "/c.json") == expected
+def test_a_child_that_still_runs_can_be_signalled(children: Children) -> None:
+    null = os.open("/dev/null", os.O_RDWR)
+    plan = Plan(["sleep", "600"], dict(os.environ), "/", os.getuid(), os.getgid(), "", null, null)
+    pid = children.start(plan)
+    assert children.wait(pid, 0) is None
+    assert children.signal(pid, 0) is True
+    assert children.signal(pid, signal.SIGKILL) is True
+    assert children.wait(pid, 20) == signal.SIGKILL
+    os.close(null)
+
+
+def inherited(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
+
+
+def ends(pid: int) -> bool:
+    """Whether a process that nobody here waits for comes to its end."""
+    deadline = time.monotonic() + 20
+    status = Path("/proc", str(pid), "status")
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            if "State:\tZ" not in status.read_text():
+                time.sleep(0.01)
+                continue
+        return True
+    return False

@@ -1,0 +1,80 @@
+"""The guest's cgroups: what keeps the agent alive, answering, and informed while user code misbehaves.
+
+    agent     PID 1. The guest's kernel reclaims its memory last, and it gets the CPU before the others do.
+    kernel    the Jupyter kernel and all that runs as its user: memory and processes are limited; when memory
+              is used up the whole group dies at once instead of losing a random member.
+    programs  what the host runs as root.
+
+Rules: cgroup v2 (Linux, Documentation/admin-guide/cgroup-v2.rst). The CPU is shared between groups, not
+between processes: 4,000 busy processes of the kernel count as one against the agent and Linux's threads.
+"""
+
+from __future__ import annotations
+
+import os
+
+import system
+from settings import Settings
+
+RESERVE = 40 * 1024 * 1024
+"""Bytes of RAM that the kernel's cgroup may not have, so that the agent and Linux itself can still work."""
+_PIDS = 1024
+"""Processes and threads of the kernel until the host has said how many."""
+_AGENT_MEMORY = 24 * 1024 * 1024
+_HEADROOM = 1024
+"""PIDs that are left for the agent and Linux when the kernel has used up its own."""
+
+
+def total_memory() -> int:
+    """Bytes of RAM that Linux manages."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def protect(settings: Settings) -> None:
+    """Makes the groups and moves this process into its own."""
+    root = settings.cgroups
+    system.write(f"{root}/cgroup.subtree_control", "+memory +pids +cpu")
+    for name in ("agent", "kernel", "programs"):
+        os.makedirs(f"{root}/{name}", exist_ok=True)
+    system.write(f"{root}/agent/memory.min", str(_AGENT_MEMORY))
+    system.write(f"{root}/agent/cpu.weight", "10000")
+    system.write(f"{root}/agent/cgroup.procs", str(os.getpid()))
+    system.write(f"{root}/kernel/memory.oom.group", "1")
+    limit_memory(settings, RESERVE)
+    limit_pids(settings, _PIDS)
+    system.write("/proc/self/oom_score_adj", "-1000")
+    system.stay_in_memory()
+
+
+def limit_memory(settings: Settings, reserve: int) -> None:
+    """Gives the kernel all RAM but `reserve` bytes, and half of it in any case."""
+    total = total_memory()
+    system.write(f"{settings.kernel_cgroup}/memory.max", str(max(total - reserve, total // 2)))
+
+
+def limit_pids(settings: Settings, count: int) -> None:
+    """Lets the kernel have `count` processes and threads, and sees to it that Linux has more than those."""
+    for name in ("kernel/pid_max", "kernel/threads-max"):
+        if int(system.read(f"/proc/sys/{name}")) < count + _HEADROOM:
+            system.write(f"/proc/sys/{name}", str(count + _HEADROOM))
+    system.write(f"{settings.kernel_cgroup}/pids.max", str(count))
+
+
+def number(settings: Settings, name: str) -> int:
+    """A file of the kernel's cgroup that holds one number; 0 when there is none, or no limit."""
+    try:
+        return int(system.read(f"{settings.kernel_cgroup}/{name}"))
+    except (OSError, ValueError):
+        return 0
+
+
+def out_of_memory_kills(settings: Settings) -> int:
+    """Processes of the kernel's cgroup that were killed for want of memory (memory.events, oom_kill)."""
+    try:
+        for line in system.read(f"{settings.kernel_cgroup}/memory.events").splitlines():
+            name, _, value = line.partition(" ")
+            if name == "oom_kill":
+                return int(value)
+    except (OSError, ValueError):
+        pass
+    return 0

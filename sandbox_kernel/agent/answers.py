@@ -1,0 +1,214 @@
+"""What the agent's answers mean, and nothing that they cannot mean. Pure.
+
+The guest that wrote them may be hostile. Each function here takes the object of an answer, checks type and
+range of every field it uses, and makes a frozen result, or raises a `GuestProtocolError`. Texts are put on
+one line, stripped of what is not printable (control characters, bidirectional overrides) and cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sandbox_kernel.errors import GuestError, GuestProtocolError, KernelStartError
+
+_TEXT = 2000
+_NAME = 80
+_LARGEST = 2**53
+"""More than any count or size of a guest."""
+_MAX_PID = 1 << 22
+_MAX_PHASES = 16
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Who answers.
+
+    Attributes:
+        kernel: release of the guest's Linux.
+        python: version of its Python.
+        uptime: seconds since its boot.
+        boot: phases of the boot, and the uptime in seconds when each was reached.
+    """
+
+    kernel: str
+    python: str
+    uptime: float
+    boot: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Status:
+    """How the kernel fares.
+
+    Attributes:
+        alive: whether its process runs.
+        memory_current: bytes of memory in its cgroup, files in memory included.
+        memory_peak: the most there have been.
+        pids_current: its processes and threads.
+        oom_kills: processes of it that were killed for want of memory.
+        load: the guest's load average of one minute.
+        memory_max: bytes of memory that it may have.
+        uptime: seconds since the guest's boot.
+    """
+
+    alive: bool
+    memory_current: int
+    memory_peak: int
+    pids_current: int
+    oom_kills: int
+    load: float
+    memory_max: int = 0
+    uptime: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """This status as JSON's types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class KernelExit:
+    """How the kernel's process ended.
+
+    Attributes:
+        code: exit status; None when it was killed by a signal.
+        signal: that signal; None otherwise.
+        out_of_memory: whether the guest's kernel killed it for want of memory.
+        tail: the last text on its standard output and error.
+    """
+
+    code: int | None
+    signal: int | None
+    out_of_memory: bool
+    tail: str
+
+    @property
+    def status(self) -> int:
+        """The exit status as a shell would show it."""
+        return self.code if self.code is not None else 128 + (self.signal or 0)
+
+    def how(self) -> str:
+        """How it ended, as the second half of a sentence."""
+        if self.code is not None:
+            return f"ended with status {self.code}"
+        return f"was killed by signal {self.signal}"
+
+
+@dataclass(frozen=True)
+class ExecResult:
+    """A program's exit code (negative: signal), its output, and whether output or time ran out."""
+
+    code: int
+    output: bytes
+    truncated: bool
+    timed_out: bool
+
+
+def accepted(answer: Mapping[str, object]) -> dict[str, object]:
+    """The answer, if it is one that grants the request.
+
+    Raises:
+        GuestError: it refuses, with a sentence; KernelStartError when the kernel cannot be started.
+        GuestProtocolError: it does neither.
+    """
+    ok = _flag(answer, "ok")
+    if ok:
+        return dict(answer)
+    kind = KernelStartError if answer.get("error") == "start" else GuestError
+    raise kind(plain(_text(answer, "message")) or "The VM's agent refused without saying why.")
+
+
+def hello(answer: Mapping[str, object]) -> Hello:
+    """The answer to `hello`."""
+    boot = answer.get("boot", {})
+    if not isinstance(boot, dict) or len(boot) > _MAX_PHASES:
+        raise _unusable("boot")
+    return Hello(
+        plain(_text(answer, "kernel"), _NAME),
+        plain(_text(answer, "python"), _NAME),
+        _real(answer, "uptime"),
+        tuple((plain(name, _NAME), _real(boot, name)) for name in boot),
+    )
+
+
+def started(answer: Mapping[str, object]) -> int:
+    """The answer to `start`: a PID."""
+    return _whole(answer, "pid", 1, _MAX_PID)
+
+
+def kernel_exit(answer: Mapping[str, object]) -> KernelExit:
+    """The answer to `wait`."""
+    code = None if answer.get("code") is None else _whole(answer, "code", 0, 255)
+    signal = None if answer.get("signal") is None else _whole(answer, "signal", 1, 64)
+    if (code is None) == (signal is None):
+        raise GuestProtocolError("The VM's agent reports an exit status that is none.")
+    return KernelExit(code, signal, _flag(answer, "out_of_memory"), plain(_text(answer, "tail")))
+
+
+def signalled(answer: Mapping[str, object]) -> bool:
+    """The answer to `signal`: whether somebody got it."""
+    return _flag(answer, "alive")
+
+
+def status(answer: Mapping[str, object]) -> Status:
+    """The answer to `status`."""
+    return Status(
+        _flag(answer, "alive"),
+        _whole(answer, "memory_current"),
+        _whole(answer, "memory_peak"),
+        _whole(answer, "pids_current"),
+        _whole(answer, "oom_kills"),
+        _real(answer, "load"),
+        _whole(answer, "memory_max"),
+        _real(answer, "uptime"),
+    )
+
+
+def exec_result(answer: Mapping[str, object], output: bytes) -> ExecResult:
+    """The answer to `exec`."""
+    return ExecResult(
+        _whole(answer, "code", -64, 255), output, _flag(answer, "truncated"), _flag(answer, "timed_out")
+    )
+
+
+def written(answer: Mapping[str, object]) -> int:
+    """The answer to `write`: the file's size in bytes."""
+    return _whole(answer, "size")
+
+
+def plain(text: str, limit: int = _TEXT) -> str:
+    """The end of a guest's text, at most `limit` characters, printable, on one line."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text[-limit:]).split())
+
+
+def _unusable(name: str) -> GuestProtocolError:
+    return GuestProtocolError(f"The VM's agent sent no usable {plain(name, _NAME)!r}.")
+
+
+def _flag(answer: Mapping[str, object], name: str) -> bool:
+    value = answer.get(name)
+    if not isinstance(value, bool):
+        raise _unusable(name)
+    return value
+
+
+def _whole(answer: Mapping[str, object], name: str, low: int = 0, high: int = _LARGEST) -> int:
+    value = answer.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise _unusable(name)
+    return value
+
+
+def _real(answer: Mapping[str, object], name: str) -> float:
+    value = answer.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
+        raise _unusable(name)
+    return float(value)
+
+
+def _text(answer: Mapping[str, object], name: str) -> str:
+    value = answer.get(name)
+    if not isinstance(value, str):
+        raise _unusable(name)
+    return value

@@ -1,0 +1,196 @@
+"""A real ipykernel, started on this host by the agent and the launcher, its channels on adopted sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from guest_agent import Agent, answer, reaped, settings_for, short_folder
+from jupyter_client import BlockingKernelClient
+
+from agent_protocol import CHANNEL_PORTS, pack
+from sandbox_kernel.agent.client import AgentClient
+from sandbox_kernel.errors import GuestError, KernelStartError
+
+ARGV = ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+KEY = "0123456789abcdef"
+CONNECTION = {"key": KEY, "signature_scheme": "hmac-sha256", "kernel_name": "test"}
+PATIENCE = 60
+# Here the kernel's parent is this process and not PID 1.
+ENVIRONMENT = {"JPY_PARENT_PID": str(os.getpid()), "GREETING": "hello", "PATH": os.environ["PATH"]}
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with short_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def agent(home: Path) -> Iterator[Agent]:
+    with reaped() as children:
+        made = Agent(children, settings_for(home))
+        yield made
+        made.ask("signal", number=int(signal.SIGKILL))
+        made.ask("wait")
+
+
+@pytest.fixture
+async def client(agent: Agent) -> AsyncIterator[AgentClient]:
+    connection = agent.connect()
+    connection.setblocking(False)
+    made = AgentClient(connection)
+    yield made
+    await made.aclose()
+
+
+def jupyter(agent: Agent, home: Path) -> BlockingKernelClient:
+    """A client whose endpoints are the sockets that the agent listens on in the place of vsock ports."""
+    ports = dict(zip(CHANNEL_PORTS, range(1, 6), strict=True))
+    for channel, port in ports.items():
+        (home / f"k-{port}").symlink_to(f"{agent.settings.sockets}/{CHANNEL_PORTS[channel]}")
+    made = BlockingKernelClient()
+    info: dict[str, Any] = {f"{channel}_port": port for channel, port in ports.items()}
+    endpoints = {"transport": "ipc", "ip": str(home / "k"), "key": KEY.encode()}
+    made.load_connection_info(info | CONNECTION | endpoints)
+    made.start_channels()
+    made.wait_for_ready(timeout=PATIENCE)
+    return made
+
+
+def run(kernel: BlockingKernelClient, code: str) -> str:
+    printed: list[str] = []
+    reply = kernel.execute_interactive(
+        code, timeout=PATIENCE, output_hook=lambda message: printed.append(message["content"].get("text", ""))
+    )
+    assert reply["content"]["status"] == "ok", reply["content"]
+    return "".join(printed).strip()
+
+
+async def test_a_kernel_lives_through_the_agent_on_all_five_channels(
+    agent: Agent, client: AgentClient, home: Path
+) -> None:
+    (home / "work").mkdir()
+    pid = await client.start(ARGV, ENVIRONMENT, CONNECTION, cwd=str(home / "work"))
+    kernel = jupyter(agent, home)
+    try:
+        assert kernel.hb_channel.is_alive()
+        seen = json.loads(
+            run(
+                kernel,
+                "import json, os, sys\n"
+                "print(json.dumps([os.getpid(), os.getsid(0), os.getcwd(), sys.argv, sys.path,"
+                " sorted(sys.modules), dict(os.environ)]))",
+            )
+        )
+        own_pid, session, folder, argv, path, modules, environment = seen
+        assert own_pid == session == pid
+        assert folder == str(home / "work")
+        assert argv[1:] == ["-f", f"{agent.settings.run}/connection.json"]
+        assert Path(argv[0]).name == "ipykernel_launcher.py"
+        assert not any("guest" in Path(entry).parts for entry in path)
+        assert not {"agent_protocol", "kernel"} & set(modules)
+        assert environment["GREETING"] == "hello"
+        assert environment["HOME"] == str(home)
+        assert not [name for name in environment if name.startswith("SANDBOX")]
+
+        asked = kernel.execute("print(input('name? '))", allow_stdin=True)
+        assert kernel.get_stdin_msg(timeout=PATIENCE)["content"]["prompt"] == "name? "
+        kernel.input("Ada")
+        while (reply := kernel.get_shell_msg(timeout=PATIENCE))["parent_header"]["msg_id"] != asked:
+            pass
+        assert reply["content"]["status"] == "ok"
+
+        kernel.control_channel.send(kernel.session.msg("kernel_info_request"))
+        assert kernel.get_control_msg(timeout=PATIENCE)["msg_type"] == "kernel_info_reply"
+
+        assert await client.signal(0) is True
+        status = await client.status()
+        assert status.alive is True
+        kernel.execute("import os; os._exit(7)")
+        ended = await client.wait()
+        assert (ended.code, ended.signal, ended.out_of_memory) == (7, None, False)
+        assert await client.signal(2) is False
+        with pytest.raises(GuestError, match="started already"):
+            await client.start(ARGV, {}, CONNECTION)
+    finally:
+        kernel.stop_channels()
+
+
+async def test_an_interrupt_reaches_the_cell(agent: Agent, client: AgentClient, home: Path) -> None:
+    await client.start(ARGV, ENVIRONMENT, CONNECTION)
+    kernel = jupyter(agent, home)
+    try:
+        asked = kernel.execute("print('on it', flush=True)\nwhile True: pass")
+        while kernel.get_iopub_msg(timeout=PATIENCE)["msg_type"] != "stream":
+            pass
+        assert await client.signal(signal.SIGINT) is True
+        while (reply := kernel.get_shell_msg(timeout=PATIENCE))["parent_header"]["msg_id"] != asked:
+            pass
+        assert reply["content"]["ename"] == "KeyboardInterrupt"
+    finally:
+        kernel.stop_channels()
+
+
+def test_a_kernels_connection_file_is_its_users_alone(agent: Agent) -> None:
+    connection = CONNECTION | {"ip": "0.0.0.0", "shell_port": 80}
+    assert agent.ask("start", argv=["sleep", "600"], env={}, connection=connection)[0]["ok"] is True
+    file = Path(agent.settings.run, "connection.json")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+    content = json.loads(file.read_text())
+    assert content["key"] == KEY
+    assert (content["transport"], content["ip"], content["shell_port"]) == (
+        "ipc",
+        f"{agent.settings.run}/k",
+        1,
+    )
+
+
+async def test_a_kernel_killed_by_a_signal_is_reported_so(agent: Agent, client: AgentClient) -> None:
+    await client.start(["sleep", "600"], {}, CONNECTION)
+    waiter = agent.connect()
+    waiter.sendall(pack({"op": "wait"}))
+    assert await client.signal(signal.SIGTERM) is True
+    reply, _ = answer(waiter)
+    waiter.close()
+    assert (reply["code"], reply["signal"]) == (None, signal.SIGTERM)
+
+
+async def test_a_kernel_that_ends_at_once_leaves_its_last_words(client: AgentClient) -> None:
+    await client.start(["sh", "-c", "echo no module named ipykernel >&2; kill -TERM $$"], {}, CONNECTION)
+    ended = await client.wait()
+    assert ended.how() == f"was killed by signal {signal.SIGTERM:d}"
+    assert ended.tail == "no module named ipykernel"
+
+
+async def test_a_kernel_that_cannot_start_is_named_and_another_one_may_follow(
+    agent: Agent, client: AgentClient
+) -> None:
+    with pytest.raises(KernelStartError, match=r"cannot be executed: /no/such: No such file or directory\.$"):
+        await client.start(["/no/such"], {}, CONNECTION)
+    with pytest.raises(KernelStartError, match="/no/such/folder"):
+        await client.start(["true"], {}, CONNECTION, cwd="/no/such/folder")
+    with pytest.raises(KernelStartError, match="/etc/passwd: Permission denied"):
+        await client.start(["/etc/passwd"], {}, CONNECTION)
+    assert await client.start(["true"], {}, CONNECTION) > 0
+    assert (await client.wait()).code == 0
+
+
+async def test_who_waits_and_goes_away_leaves_a_free_place(agent: Agent, client: AgentClient) -> None:
+    await client.start(["sleep", "600"], {}, CONNECTION)
+    before = threading.active_count()
+    for _ in range(40):  # more than there are places
+        with agent.connect() as waiter:
+            waiter.sendall(pack({"op": "wait"}))
+            waiter.shutdown(socket.SHUT_WR)
+            assert answer(waiter)[0]["ok"] is False
+    assert (await client.status()).alive is True
+    assert threading.active_count() <= before + 2
