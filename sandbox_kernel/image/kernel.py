@@ -27,6 +27,7 @@ from sandbox_kernel.image import tool
 
 _SECTOR = 512
 _ELF = b"\x7fELF"
+_GZIP = b"\x1f\x8b"
 
 
 def extract(vmlinuz: bytes) -> bytes:
@@ -51,8 +52,9 @@ def extract(vmlinuz: bytes) -> bytes:
             f"The guest kernel is packed in an unknown way (it begins with {packed[:6].hex()}); known are "
             "gzip, xz, lzma, lz4 and zstd."
         )
-    if not kernel.startswith(_ELF):
-        raise ImageError("What the guest kernel's payload unpacks to is no ELF file; build the image again.")
+    announced = len(kernel) if packed.startswith(_GZIP) else struct.unpack("<I", packed[-4:])[0]
+    if not kernel.startswith(_ELF) or len(kernel) != announced:
+        raise ImageError("What the guest kernel's payload unpacks to is not a whole ELF file; build again.")
     return kernel
 
 
@@ -85,7 +87,11 @@ def banner(kernel: bytes) -> tuple[str, str]:
 
 
 def _gzip(packed: bytes) -> bytes:
-    return zlib.decompressobj(wbits=31).decompress(packed)
+    unpacker = zlib.decompressobj(wbits=31)
+    kernel = unpacker.decompress(packed)
+    if not unpacker.eof:
+        raise zlib.error("it is cut off")
+    return kernel
 
 
 def _lzma(packed: bytes) -> bytes:
@@ -100,7 +106,7 @@ def _by_tool(*argv: str) -> Callable[[bytes], bytes]:
 
 
 _UNPACKERS: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
-    (b"\x1f\x8b", _gzip),
+    (_GZIP, _gzip),
     (b"\xfd7zXZ\x00", _lzma),
     (b"\x5d\x00\x00", _lzma),
     (b"\x28\xb5\x2f\xfd", _by_tool("zstd", "-dcq")),

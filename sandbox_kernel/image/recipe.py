@@ -33,6 +33,9 @@ KERNEL_PACKAGES = ("linux-image-amd64", "busybox-static")
 PYTHON_PACKAGES = ("ipykernel", "ipywidgets", "matplotlib", "numpy", "pandas", "psutil", "debugpy")
 
 
+_REQUIREMENT = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\s*(\[[^\]\n]*\])?\s*([<>=!~;@].*)?"
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The inputs of one image.
@@ -98,7 +101,7 @@ def requirement(text: str) -> str:
             option or a path on the host.
     """
     text = text.strip()
-    if not re.match(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\s*($|[\[<>=!~;@ ])", text) or "\n" in text:
+    if not re.fullmatch(_REQUIREMENT, text):
         raise ConfigurationError(
             f"{text!r} is no requirement on a package; write a name with an optional version such as "
             "`scipy` or `scipy==1.15.3`."

@@ -7,6 +7,7 @@ program. The verdict lies in the cache; without it the files are read again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -61,4 +62,5 @@ def _remember(cache: Path, seen: dict[str, list[int]]) -> None:
         fresh.replace(cache)
     except OSError:
         # A cache that cannot be written costs time, nothing else.
-        fresh.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fresh.unlink()
