@@ -121,7 +121,9 @@ def _allow_namespaces() -> str:
     for file, wanted in ((_CLONE, "1"), (_APPARMOR, "0")):
         try:
             if file.read_text().strip() != wanted:
-                return f"run `sudo sysctl {file.relative_to('/proc/sys').as_posix().replace('/', '.')}={wanted}`"
+                return (
+                    f"run `sudo sysctl {file.relative_to('/proc/sys').as_posix().replace('/', '.')}={wanted}`"
+                )
         except OSError:
             continue
     return (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -57,6 +58,10 @@ def install(wanted: Installation) -> tuple[Path, bool]:
         ConfigurationError: no kernelspec can have such a name.
         HostError: the folder cannot be written.
     """
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", wanted.name) or set(wanted.name) <= {"."}:
+        raise ConfigurationError(
+            f"{wanted.name!r} is no name for a kernelspec; allowed are letters, digits, `.`, `_`, `-`."
+        )
     with tempfile.TemporaryDirectory(prefix="sandbox-kernel-") as scratch:
         source = Path(scratch) / "kernelspec"
         shutil.copytree(kernelspecs_dir() / DEFAULT, source)
@@ -69,10 +74,6 @@ def install(wanted: Installation) -> tuple[Path, bool]:
             user = wanted.prefix is None
             manager.install_kernel_spec(str(source), wanted.name, user=user, prefix=wanted.prefix)
             return target, True
-        except ValueError as error:
-            raise ConfigurationError(
-                f"{wanted.name!r} is no name for a kernelspec; allowed are letters, digits, `.`, `_`, `-`."
-            ) from error
         except OSError as error:
             raise HostError(
                 f"The kernelspec cannot be written to {error.filename} ({error.strerror}); choose another "

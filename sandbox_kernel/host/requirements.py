@@ -62,7 +62,9 @@ def kvm() -> Finding:
     try:
         verdict = accelerator.cached(ImageStore().open())
     except HostError:
-        return Finding(name, False, False, "not probed: the image or QEMU is missing", "run `sandbox-kernel setup`")
+        return Finding(
+            name, False, False, "not probed: the image or QEMU is missing", "run `sandbox-kernel setup`"
+        )
     if verdict is None:
         return Finding(name, False, False, "not probed yet", "run `sandbox-kernel doctor --probe`")
     fix = "" if verdict.usable else "nothing to do: software emulation is used; --probe tries again"
