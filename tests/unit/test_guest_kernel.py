@@ -54,6 +54,8 @@ async def client(agent: Agent) -> AsyncIterator[AgentClient]:
 def jupyter(agent: Agent, home: Path) -> BlockingKernelClient:
     """A client whose endpoints are the sockets that the agent listens on in the place of vsock ports."""
     ports = dict(zip(CHANNEL_PORTS, range(1, 6), strict=True))
+    for vsock_port in CHANNEL_PORTS.values():
+        greeted(f"{agent.settings.sockets}/{vsock_port}")
     for channel, port in ports.items():
         (home / f"k-{port}").symlink_to(f"{agent.settings.sockets}/{CHANNEL_PORTS[channel]}")
     made = BlockingKernelClient()
@@ -63,6 +65,14 @@ def jupyter(agent: Agent, home: Path) -> BlockingKernelClient:
     made.start_channels()
     made.wait_for_ready(timeout=PATIENCE)
     return made
+
+
+def greeted(path: str) -> None:
+    """Waits until ZMQ has taken the socket over: a client without a manager gives a slow kernel up in 1 s."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE)
+        connection.connect(path)
+        assert connection.recv(1) == b"\xff"  # how every ZMTP greeting begins
 
 
 def run(kernel: BlockingKernelClient, code: str) -> str:
