@@ -10,7 +10,11 @@ file watches:
     … and no release for `stall`   the connections that take nothing are cut, which frees what they held
 
 So a client that is merely slow slows the guest, as a full pipe does, but only when it is far behind; one that
-has stopped costs the others at most `stall` seconds for each `limit` bytes, and never costs them a message.
+has stopped costs the others at most `stall` seconds for each `limit` bytes.
+
+What a guest does that has to wait is its own affair: a kernel whose iopub is an XPUB with ZMQ_XPUB_NODROP
+waits and loses nothing; a stock one, whose XPUB keeps 1000 messages, drops what it makes beyond those during
+the wait, as it does towards any slow subscriber.
 """
 
 from __future__ import annotations

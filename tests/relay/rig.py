@@ -20,6 +20,20 @@ from sandbox_kernel.relay.relay import CHANNELS, ClientEndpoints, Relay
 T = TypeVar("T")
 
 KEY = "6a9b1f3c-a0f2b1"
+LOSSLESS = """
+import zmq
+from ipykernel import kernelapp
+class Context(zmq.Context):
+    def socket(self, kind, **options):
+        made = super().socket(kind, **options)
+        if kind == zmq.XPUB:
+            made.setsockopt(zmq.XPUB_NODROP, 1)
+        return made
+kernelapp.zmq.Context = Context
+kernelapp.launch_new_instance()
+"""
+"""ipykernel with an iopub that waits for its subscriber instead of dropping what it does not take."""
+
 READY = 30.0
 """Seconds for what takes no time on an idle machine; a deadline, not a measurement."""
 
@@ -83,18 +97,24 @@ class Rig:
     def guest_addresses(self) -> dict[str, str]:
         return addresses(self.guest_info)
 
-    def start_kernel(self) -> None:
+    def start_kernel(self, lossless: bool = False) -> None:
         file = self.folder / "guest.json"
         file.write_text(json.dumps(self.guest_info))
         self.kernel = subprocess.Popen(
-            [sys.executable, "-m", "ipykernel_launcher", "-f", str(file)], stdin=subprocess.DEVNULL
+            [
+                sys.executable,
+                *(["-c", LOSSLESS] if lossless else ["-m", "ipykernel_launcher"]),
+                "-f",
+                str(file),
+            ],
+            stdin=subprocess.DEVNULL,
         )
 
     def attach(self) -> None:
         self.thread.run(self.relay.attach(self.guest_addresses))
 
-    def start(self) -> None:
-        self.start_kernel()
+    def start(self, lossless: bool = False) -> None:
+        self.start_kernel(lossless)
         self.attach()
 
     def kill_kernel(self) -> None:

@@ -111,6 +111,17 @@ def test_clients_that_come_and_go_by_the_thousand_do_no_harm(make_rig: MakeRig, 
     assert run(rig.client(), "print('still here')").stdout == "still here\n"
 
 
+def test_while_a_lossless_kernel_waits_for_a_stalled_client_the_others_lose_nothing(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig(limits=RelayLimits(client_bytes=8 * MEBIBYTE, stall=3.0))
+    rig.start(lossless=True)
+    client = rig.client()
+    with staller(rig):
+        code = "for i in range(6000): display({'text/plain': f'{i:<40000}'}, raw=True)"
+        assert [int(text) for text in run(client, code).shown] == list(range(6000))
+
+
 def test_a_slow_client_slows_the_guest_and_loses_nothing(make_rig: MakeRig) -> None:
     rig = make_rig(limits=RelayLimits(client_bytes=4 * MEBIBYTE, stall=30))
     rig.start()
