@@ -21,9 +21,13 @@ class Subscriber:
 
     def next(self) -> tuple[list[bytes], dict[str, Any]]:
         """Topics and the message, its signature checked."""
-        assert self._socket.poll(READY * 1000)
-        topics, frames = self._session.feed_identities(self._socket.recv_multipart())
-        return topics, self._session.deserialize(frames)
+        while True:
+            assert self._socket.poll(READY * 1000)
+            topics, frames = self._session.feed_identities(self._socket.recv_multipart())
+            message = self._session.deserialize(frames)
+            # A kernel's own warnings at its start belong to no request, and may come at any time.
+            if message["msg_type"] != "stream" or message["parent_header"]:
+                return topics, message
 
 
 @contextmanager
