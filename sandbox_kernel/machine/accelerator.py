@@ -166,7 +166,7 @@ async def _boot(image: Image, timeout: float) -> Verdict:
         if not in_time:
             late = f"the guest kernel did not reach userspace within {timeout:g} s under {DEVICE}"
             return Verdict(False, late, seconds)
-        words = process.last_words() or console.last_lines(1) or "no message"
+        words = process.last_words().split(" | ")[0] or console.last_lines(1) or "no message"
         return Verdict(False, f"QEMU ended under {DEVICE} with: {words[:200]}", seconds)
 
 
