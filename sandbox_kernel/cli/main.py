@@ -45,3 +45,7 @@ for command in (setup, doctor, image, kernelspec):
 
 def _stop(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

@@ -45,6 +45,7 @@ def prepare(root: Path, suite: str) -> None:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     for name, content in _FILES.items():
         (root / name).unlink(missing_ok=True)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
     # The build's mirror may be reachable from the build's machine only.
     (root / "etc/apt/sources.list").write_text(f"deb http://deb.debian.org/debian {suite} main\n")
