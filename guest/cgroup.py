@@ -16,18 +16,17 @@ import os
 import system
 from settings import Settings
 
-RESERVE = 40 * 1024 * 1024
-"""Bytes of RAM that the kernel's cgroup may not have, so that the agent and Linux itself can still work."""
+RESERVE = 24 * 1024 * 1024
+"""Bytes of the RAM still available after boot that the kernel may not have.
+
+Without them a kernel at its limit makes the whole machine run out of memory, which stalls the agent for
+seconds (seen with 256 MiB and a fork bomb).
+"""
 _PIDS = 1024
 """Processes and threads of the kernel until the host has said how many."""
 _AGENT_MEMORY = 24 * 1024 * 1024
 _HEADROOM = 1024
 """PIDs that are left for the agent and Linux when the kernel has used up its own."""
-
-
-def total_memory() -> int:
-    """Bytes of RAM that Linux manages."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def protect(settings: Settings) -> None:
@@ -47,9 +46,9 @@ def protect(settings: Settings) -> None:
 
 
 def limit_memory(settings: Settings, reserve: int) -> None:
-    """Gives the kernel all RAM but `reserve` bytes, and half of it in any case."""
-    total = total_memory()
-    system.write(f"{settings.kernel_cgroup}/memory.max", str(max(total - reserve, total // 2)))
+    """Gives the kernel what it has and all that is available but `reserve` bytes, half of it in any case."""
+    available = number(settings, "memory.current") + _available(system.read("/proc/meminfo"))
+    system.write(f"{settings.kernel_cgroup}/memory.max", str(max(available - reserve, available // 2)))
 
 
 def limit_pids(settings: Settings, count: int) -> None:
@@ -66,6 +65,14 @@ def number(settings: Settings, name: str) -> int:
         return int(system.read(f"{settings.kernel_cgroup}/{name}"))
     except (OSError, ValueError):
         return 0
+
+
+def _available(meminfo: str) -> int:
+    """Bytes that programs can have before Linux runs out of memory (proc_meminfo(5), MemAvailable)."""
+    for line in meminfo.splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError("/proc/meminfo does not say how much memory is available")
 
 
 def out_of_memory_kills(settings: Settings) -> int:

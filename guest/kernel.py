@@ -7,6 +7,10 @@ accepts on that socket instead of making one, and does not mind that its family 
 between ipykernel's ZMQ and the virtqueue. What ipykernel calls to bind a channel is replaced here for the one
 application that this process will run; what user code sees (`sys.argv`, `sys.path`, `sys.modules`, the
 environment, `zmq`) is as if it had been started by `python3 -m`.
+
+Two more things keep the host's relay from being noticed. Its ZMQ identity, the first hop of every request, is
+taken off what the kernel's ROUTER sockets receive and put back on what they send to a client behind it. And
+iopub waits for the relay, its one subscriber, instead of dropping what the relay does not take at once.
 """
 
 from __future__ import annotations
@@ -16,17 +20,22 @@ import os
 import runpy
 import socket
 import sys
+from typing import Any
 
 _OWN = os.path.dirname(os.path.abspath(__file__))
 _listeners: dict[str, socket.socket] = {}
 """Kept for the life of the process: libzmq uses the descriptors, these objects own them."""
+_relay = b""
+"""The relay's identity."""
 
 
 def take_listeners() -> None:
     """Takes over the listening sockets that the agent has passed down."""
     sys.path.insert(0, _OWN)
-    from agent_protocol import CHANNEL_FDS_VARIABLE
+    from agent_protocol import CHANNEL_FDS_VARIABLE, RELAY_IDENTITY
 
+    global _relay
+    _relay = RELAY_IDENTITY
     sys.path.remove(_OWN)
     del sys.modules["agent_protocol"]
     for channel, fd in json.loads(os.environ.pop(CHANNEL_FDS_VARIABLE)).items():
@@ -53,10 +62,44 @@ def patch() -> None:
         zmq_socket.bind(address)
         zmq_socket.setsockopt(zmq.USE_FD, -1)
 
+    class Router(zmq.Socket[bytes]):
+        """A ROUTER that does not show the relay's hop."""
+
+        def recv_multipart(self, *args: Any, **options: Any) -> Any:
+            frames = super().recv_multipart(*args, **options)
+            if bytes(frames[0]) == _relay and len(frames) > 1:
+                del frames[0]
+                behind_relay.add(bytes(frames[0]))
+            return frames
+
+        def send_multipart(self, msg_parts: Any, *args: Any, **options: Any) -> Any:
+            parts = list(msg_parts)
+            if parts and bytes(parts[0]) in behind_relay:
+                parts.insert(0, _relay)
+            return super().send_multipart(parts, *args, **options)
+
+    behind_relay: set[bytes] = set()
+    init_sockets: Any = IPKernelApp.init_sockets
+    make_socket: Any = zmq.Context.socket
+
+    def without_hop(context: Any, kind: int, *args: Any, **options: Any) -> Any:
+        if kind == zmq.ROUTER:
+            options["socket_class"] = Router
+        return make_socket(context, kind, *args, **options)
+
+    def init_sockets_without_hop(app: IPKernelApp) -> None:
+        zmq.Context.socket = without_hop  # type: ignore[method-assign, assignment]
+        try:
+            init_sockets(app)
+        finally:
+            zmq.Context.socket = make_socket  # type: ignore[method-assign]
+
     def bind_channel(app: IPKernelApp, zmq_socket: zmq.Socket[bytes], port: int) -> int:
         # The application binds its channels one by one and tells them apart by port.
         ports = {app.shell_port: "shell", app.stdin_port: "stdin", app.control_port: "control"}
         channel = ports.get(port, "iopub")
+        if channel == "iopub":
+            zmq_socket.setsockopt(zmq.XPUB_NODROP, 1)
         adopt(zmq_socket, channel, f"ipc://{app.ip}-vsock-{port}")
         if channel == "shell":
             # The debugger talks to the shell channel from inside, by the address that was bound last.
@@ -66,6 +109,7 @@ def patch() -> None:
     def bind_heartbeat(heartbeat: Heartbeat) -> None:
         adopt(heartbeat.socket, "hb", f"ipc://{heartbeat.ip}-vsock-{heartbeat.port}")
 
+    IPKernelApp.init_sockets = init_sockets_without_hop  # type: ignore[method-assign]
     IPKernelApp._try_bind_socket = bind_channel  # type: ignore[method-assign]
     Heartbeat._try_bind_socket = bind_heartbeat  # type: ignore[method-assign]
 

@@ -84,7 +84,7 @@ class AgentClient:
             hostname: its name.
             entropy: at most `protocol.MAX_ENTROPY` bytes, credited to its random generator.
             pids: processes and threads that the kernel may have.
-            reserve: bytes of RAM kept from the kernel; the agent's own choice when None.
+            reserve: bytes of available RAM that the kernel may not have; the agent's own choice when None.
         """
         order: dict[str, object] = {"clock": clock, "hostname": hostname, "pids": pids}
         await self._call("configure", order if reserve is None else order | {"reserve": reserve}, entropy)

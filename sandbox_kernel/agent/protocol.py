@@ -22,8 +22,8 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
     hello      → version, kernel (release), python (version), uptime, boot (object: phase to uptime when
                it was reached: "python" runs, "agent" listens)
     configure  clock? (ns since the epoch), hostname?, pids? (processes and threads of the kernel, at least
-               16), reserve? (memory kept from the kernel); payload: at most MAX_ENTROPY bytes, credited to
-               the random generator → nothing
+               16), reserve? (available memory that the kernel may not have); payload: at most MAX_ENTROPY
+               bytes, credited to the random generator → nothing
     start      argv (`{connection_file}` is filled in), env, connection (object: what goes into the
                connection file beside the endpoints), cwd? → pid. Once per guest, unless it failed
     wait       → code or signal (the other is null), out_of_memory, tail (the last it wrote to its standard
@@ -65,6 +65,8 @@ MAX_JSON = 256 * 1024
 """Bytes of one JSON object: the environment and argv of a kernel fit, a flood does not."""
 MAX_PAYLOAD = 4 * 1024 * 1024
 """Bytes of one payload; larger files travel in pieces (`offset`)."""
+RELAY_IDENTITY = b"sandbox-kernel"
+"""ZMQ routing id of the host's relay; the kernel's launcher takes it off what the kernel sees."""
 MAX_CONNECTIONS = 16
 """Connections the agent serves at a time; one more is closed at once."""
 MAX_ENTROPY = 512

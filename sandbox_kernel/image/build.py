@@ -93,18 +93,20 @@ def build(order: Order, store: ImageStore, progress: Progress) -> tuple[Image, b
 def _from_scratch(
     order: Order, store: ImageStore, workshop: Path, finished: Path, progress: Progress
 ) -> Manifest:
-    recipe, archive = order.recipe, workshop / "debian.tar"
-    root, parts = workshop / "root", workshop / "kernel"
+    recipe, root = order.recipe, workshop / "root"
     system.require_subordinate_ids(os.getuid(), pwd.getpwuid(os.getuid()).pw_name)
     mirror = order.mirror or mirrors.host_mirror()
     with system.temporary_folder(store.directory) as temporary, tool.disk_errors(temporary, workshop):
         tool.require_space(temporary, TEMPORARY_SPACE, "Installing Debian")
         bootstrap = system.Bootstrap(recipe.suite, mirror, temporary)
-        with progress.step(f"Debian {recipe.suite}"):
-            system.install(recipe, bootstrap, archive, root)
-        with progress.step("guest kernel and modules"):
-            system.take_kernel_apart(recipe, bootstrap, archive, parts)
-            _write_kernel(recipe, parts, finished)
+        # The kernel comes in while Debian is being installed: one waits for the network, one computes.
+        with system.fetch_kernel(recipe, bootstrap, workshop / "kernel.tar") as fetching:
+            with progress.step(f"Debian {recipe.suite}"):
+                system.install(recipe, bootstrap, workshop / "debian.tar", root)
+            with progress.step("guest kernel and modules"):
+                fetching.output()
+                system.unpack_kernel(workshop / "kernel.tar", workshop / "kernel")
+                _write_kernel(recipe, workshop / "kernel", finished)
     with progress.step("Python packages"):
         packages.install(root, recipe.python_packages, workshop)
     with progress.step("compiling Python"):

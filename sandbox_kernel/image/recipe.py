@@ -18,7 +18,7 @@ from pathlib import Path
 from sandbox_kernel.errors import ConfigurationError
 from sandbox_kernel.image.programs import Program
 
-BUILDER = 1
+BUILDER = 2
 """Version of the build's own steps: a change of what they produce is a change of this number."""
 
 DEBIAN_PACKAGES = (

@@ -52,15 +52,14 @@ class Bootstrap:
         argv += [self.suite, str(target)]
         return [*argv, self.mirror] if self.mirror else argv
 
-    def run(self, variant: str, packages: Sequence[str], target: Path, purpose: str) -> None:
-        """Makes the tar archive `target`.
+    def start(self, variant: str, packages: Sequence[str], target: Path, purpose: str) -> tool.Running:
+        """Starts to make the tar archive `target`.
 
         Raises:
-            ImageError: a package or the mirror is not there.
-            NoSpaceError: a file system is full.
+            MissingToolError: mmdebstrap is not installed.
         """
         env = {**os.environ, "TMPDIR": str(self.temporary), "LC_ALL": "C.UTF-8"}
-        tool.run(self.command(variant, packages, target), purpose=purpose, env=env)
+        return tool.start(self.command(variant, packages, target), purpose=purpose, env=env)
 
 
 def require_subordinate_ids(uid: int, user: str, subuid: Path = Path("/etc/subuid")) -> None:
@@ -119,7 +118,8 @@ def install(recipe: Recipe, bootstrap: Bootstrap, archive: Path, root: Path) -> 
     Raises:
         ImageError: a package is missing or the mirror cannot be reached.
     """
-    bootstrap.run("minbase", recipe.debian_packages, archive, "Installing Debian")
+    with bootstrap.start("minbase", recipe.debian_packages, archive, "Installing Debian") as running:
+        running.output()
     _unpack(archive, root, "./dev/*")
     archive.unlink()
     for folder, _, files in os.walk(root):
@@ -129,13 +129,21 @@ def install(recipe: Recipe, bootstrap: Bootstrap, archive: Path, root: Path) -> 
                 path.chmod(path.stat().st_mode & 0o1777)
 
 
-def take_kernel_apart(recipe: Recipe, bootstrap: Bootstrap, archive: Path, folder: Path) -> None:
-    """Unpacks the recipe's kernel packages into `folder`, without installing them.
+def fetch_kernel(recipe: Recipe, bootstrap: Bootstrap, archive: Path) -> tool.Running:
+    """Starts to fetch the recipe's kernel packages, without installing them, into `archive`.
 
     Raises:
-        ImageError: a package is missing or the mirror cannot be reached.
+        MissingToolError: mmdebstrap is not installed.
     """
-    bootstrap.run("extract", recipe.kernel_packages, archive, "Fetching the guest kernel")
+    return bootstrap.start("extract", recipe.kernel_packages, archive, "Fetching the guest kernel")
+
+
+def unpack_kernel(archive: Path, folder: Path) -> None:
+    """Unpacks what `fetch_kernel` fetched and deletes the archive.
+
+    Raises:
+        ImageError: tar failed.
+    """
     _unpack(archive, folder, "./dev/*", "./usr/share/*", "./etc/*", "./var/*")
     archive.unlink()
 

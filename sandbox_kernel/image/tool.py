@@ -20,6 +20,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 from sandbox_kernel.errors import HostError, ImageError, MissingToolError, NoSpaceError
 
@@ -54,6 +55,67 @@ def find(program: str) -> Path:
     return Path(found)
 
 
+class Running:
+    """A tool that has been started; a context manager that lets none outlive it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], purpose: str, allowed: Sequence[int]) -> None:
+        self._process = process
+        self._purpose = purpose
+        self._allowed = allowed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._process.returncode is None:
+            _end(self._process)
+
+    def output(self, stdin: bytes | None = None) -> bytes:
+        """Waits for the tool's end and returns its standard output.
+
+        Args:
+            stdin: what it reads.
+
+        Raises:
+            NoSpaceError: it ran into a full file system.
+            ImageError: it failed in another way; the message ends with its own words.
+        """
+        output, complaint = self._process.communicate(stdin)
+        if self._process.returncode not in self._allowed:
+            raise _failure(self._purpose, self._process.returncode, complaint.decode(errors="replace"))
+        return output
+
+
+def start(
+    argv: Sequence[str | Path],
+    *,
+    purpose: str,
+    env: Mapping[str, str] | None = None,
+    allowed: Sequence[int] = (0,),
+) -> Running:
+    """Starts a tool that works while its caller does something else.
+
+    Args:
+        argv: the tool (a name to look up, or a path) and its arguments.
+        purpose: what it is run for, as the subject of "… failed".
+        env: its environment; ours when None.
+        allowed: exit codes that are no failure.
+
+    Raises:
+        MissingToolError: the tool is not installed.
+    """
+    words = [str(find(str(argv[0]))), *map(str, argv[1:])]
+    tether = [str(find("setpriv")), "--pdeathsig", "TERM", "--", "/bin/sh", "-c", _TETHER, "tether"]
+    process = subprocess.Popen(
+        [*tether, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=None if env is None else dict(env),
+    )
+    return Running(process, purpose, allowed)
+
+
 def run(
     argv: Sequence[str | Path],
     *,
@@ -62,37 +124,9 @@ def run(
     stdin: bytes | None = None,
     allowed: Sequence[int] = (0,),
 ) -> bytes:
-    """Runs a tool and returns its standard output.
-
-    Args:
-        argv: the tool (a name to look up, or a path) and its arguments.
-        purpose: what it is run for, as the subject of "… failed".
-        env: its environment; ours when None.
-        stdin: what it reads; nothing when None.
-        allowed: exit codes that are no failure.
-
-    Raises:
-        MissingToolError: the tool is not installed.
-        NoSpaceError: it ran into a full file system.
-        ImageError: it failed in another way; the message ends with its last line.
-    """
-    words = [str(find(str(argv[0]))), *map(str, argv[1:])]
-    tether = [str(find("setpriv")), "--pdeathsig", "TERM", "--", "/bin/sh", "-c", _TETHER, "tether"]
-    process = subprocess.Popen(
-        [*tether, *words],
-        stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=None if env is None else dict(env),
-    )
-    try:
-        output, complaint = process.communicate(stdin)
-    except BaseException:
-        _end(process)
-        raise
-    if process.returncode not in allowed:
-        raise _failure(purpose, process.returncode, complaint.decode(errors="replace"))
-    return output
+    """Runs a tool to its end and returns its standard output; arguments and errors as for `start`."""
+    with start(argv, purpose=purpose, env=env, allowed=allowed) as running:
+        return running.output(stdin)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -16,12 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from sandbox_kernel.agent.protocol import RELAY_IDENTITY
 from sandbox_kernel.errors import ConfigurationError, GuestProtocolError
 from sandbox_kernel.relay import zmtp
 from sandbox_kernel.relay.zmtp import Frame
-
-IDENTITY: Final = b"sandbox-kernel"
-"""One for all channels: a kernel asks for input at the identity that a request on shell came from."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,6 @@ ROLES: Final = {
     "control": Role("DEALER", frozenset({"ROUTER"})),
     "shell": Role("DEALER", frozenset({"ROUTER"})),
     "stdin": Role("DEALER", frozenset({"ROUTER"})),
-    "hb": Role("DEALER", frozenset({"ROUTER", "REP"})),
     "iopub": Role("SUB", frozenset({"PUB", "XPUB"})),
 }
 
@@ -121,7 +118,7 @@ class GuestChannel(asyncio.BufferedProtocol):
             self._listener.broken(error)
             return
         if self._reader.greeted and not greeted and self._transport is not None:
-            self._transport.write(zmtp.ready(ROLES[self._channel].ours, IDENTITY))
+            self._transport.write(zmtp.ready(ROLES[self._channel].ours, RELAY_IDENTITY))
         for message in messages:
             self._listener.message(message)
         if self._reader.ready and not self.ready.done():

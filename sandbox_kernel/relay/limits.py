@@ -27,7 +27,6 @@ def _message_bytes() -> Mapping[str, int]:
             "iopub": 256 * _MIB,
             "control": 32 * _MIB,
             "stdin": 4 * _MIB,
-            "hb": 64 * 1024,
         }
     )
 

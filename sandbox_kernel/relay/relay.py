@@ -3,12 +3,15 @@
 Theory of operation.
 
     clients           relay (client.py, libzmq │ guest.py, zmtp.py)     kernel
-    DEALER, REQ ────▶ ROUTER                   │ DEALER ──────────────▶ ROUTER   control, shell, stdin, hb
+    DEALER, REQ ────▶ ROUTER                   │ DEALER ──────────────▶ ROUTER   control, shell, stdin
+    REQ ───────────▶ ROUTER (answers itself)                            hb
     SUB ◀──────────── XPUB                     │ SUB ◀───────────────── XPUB     iopub
 
 ROUTER and DEALER are transparent: the client's identity travels as the first frame, both ways. The kernel
 sees one peer whose identity is the same on all channels, and the client's identity behind it; so an
-`input_request` sent "to where the request on shell came from" reaches that client's stdin.
+`input_request` sent "to where the request on shell came from" reaches that client's stdin. Heartbeats are
+answered here, from before the guest is up until it is known to be dead: clients that count them give up
+after a second, which an emulated guest may well be busy for.
 
 The clients' sockets are bound before the VM is up and outlive it. Requests are read only when the guest is
 connected, and what is not read waits in its client's socket. Back-pressure goes both ways: a guest that does
@@ -42,6 +45,7 @@ from sandbox_kernel.relay.zmtp import Frame
 log = logging.getLogger(__name__)
 
 CHANNELS: Final = ("control", "shell", "stdin", "hb", "iopub")
+GUEST_CHANNELS: Final = ("control", "shell", "stdin", "iopub")
 
 _WELCOME: Final = WELCOME.encode()
 _INPUT: Final = b"execute_input"
@@ -119,6 +123,7 @@ class Relay:
         for channel in CHANNELS:
             self._sockets[channel] = ClientSocket(self._context, channel, self._limits, curve)
             self._sockets[channel].bind(self._client.addresses[channel])
+        self._sockets["hb"].start(self._on_beat, lambda stalled: None)
 
     async def attach(self, addresses: Mapping[str, str]) -> None:
         """Connects to the guest's channels, then starts forwarding.
@@ -143,10 +148,10 @@ class Relay:
             connected = await asyncio.gather(
                 *(
                     guest.connect(partial(make, channel), addresses[channel], self._limits.retry)
-                    for channel in CHANNELS
+                    for channel in GUEST_CHANNELS
                 )
             )
-            self._guest = dict(zip(CHANNELS, connected, strict=True))
+            self._guest = dict(zip(GUEST_CHANNELS, connected, strict=True))
             self._guest["iopub"].send([zmtp.SUBSCRIBE_ALL])
             try:
                 async with asyncio.timeout(self._limits.welcome):
@@ -159,7 +164,8 @@ class Relay:
                 channel.close()
             self._guest = {}
             raise
-        for name, sock in self._sockets.items():
+        for name in GUEST_CHANNELS:
+            sock = self._sockets[name]
             receive = self._on_subscription if name == "iopub" else partial(self._on_request, name)
             sock.start(receive, self._guest[name].pause)
 
@@ -255,20 +261,16 @@ class Relay:
             self._count(frames, at)
         self._sockets[channel].send(frames)
 
-    def _on_beat(self, channel: str, frames: list[Frame]) -> None:
-        if self._over:
-            return
-        if not 2 <= len(frames) <= self._limits.identities:
-            self._fail(_malformed(channel, f"has {len(frames)} frames"))
-            return
-        self._sockets[channel].send(frames)
+    def _on_beat(self, frames: list[bytes]) -> None:
+        """A heart beats as long as the VM is not known to be dead, however slow the guest is just now."""
+        if not self._over:
+            self._sockets["hb"].send(frames)
 
     _receivers: Final = {
         "control": _on_reply,
         "shell": _on_reply,
         "stdin": _on_reply,
         "iopub": _on_output,
-        "hb": _on_beat,
     }
 
     def _shape(self, channel: str, frames: list[Frame]) -> int | None:

@@ -136,14 +136,25 @@ def test_a_client_that_reconnects_with_its_identity_goes_on(running: Rig) -> Non
     again.stop_channels()
 
 
-def test_the_heartbeat_is_the_kernels(running: Rig) -> None:
+def beats(rig: Rig, ping: bytes, patience: float = READY) -> bool:
+    """Whether a heartbeat comes back as it was sent."""
     with zmq.Context() as context, context.socket(zmq.REQ) as beat:
         beat.linger = 0
-        beat.connect(running.addresses["hb"])
-        for ping in (b"ping", b"", bytes(1000)):
-            beat.send(ping)
-            assert beat.poll(READY * 1000)
-            assert beat.recv() == ping
+        beat.connect(rig.addresses["hb"])
+        beat.send(ping)
+        return bool(beat.poll(patience * 1000)) and beat.recv() == ping
+
+
+def test_the_heart_beats_before_the_guest_is_up_and_stops_when_it_is_known_to_be_dead(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig()
+    assert all(beats(rig, ping) for ping in (b"ping", b"", bytes(1000)))
+    rig.start()
+    assert beats(rig, b"ping")
+    rig.kill_kernel()
+    rig.thread.run(rig.relay.report_death("It died."))
+    assert not beats(rig, b"ping", patience=0.3)
 
 
 def test_tcp_works_like_ipc(make_rig: MakeRig) -> None:

@@ -31,7 +31,7 @@ def attach(rig: Rig) -> None:
         rig.attach()
 
 
-@pytest.mark.parametrize("channel", ["shell", "control", "stdin", "iopub", "hb"])
+@pytest.mark.parametrize("channel", ["shell", "control", "stdin", "iopub"])
 @pytest.mark.parametrize(
     ("data", "says"),
     [
@@ -59,11 +59,11 @@ def test_a_guest_that_does_not_shake_hands_fails(
 
 
 LIMITS = RelayLimits(
-    message_bytes=dict.fromkeys(("shell", "control", "stdin", "iopub", "hb"), MEBIBYTE), message_frames=100
+    message_bytes=dict.fromkeys(("shell", "control", "stdin", "iopub"), MEBIBYTE), message_frames=100
 )
 
 
-@pytest.mark.parametrize("channel", ["shell", "control", "stdin", "iopub", "hb"])
+@pytest.mark.parametrize("channel", ["shell", "control", "stdin", "iopub"])
 @pytest.mark.parametrize(
     ("script", "says"),
     [
@@ -111,14 +111,6 @@ def test_what_is_no_message_of_jupyter_fails(make_rig: MakeRig, channel: str, me
     with hostile.guest(rig, channel, hostile.speak(message)):
         attach(rig)
         assert "a message is none of Jupyter's" in failure(rig)
-
-
-@pytest.mark.parametrize("frames", [1, 9])
-def test_a_beat_of_a_wrong_size_fails(make_rig: MakeRig, frames: int) -> None:
-    rig = make_rig()
-    with hostile.guest(rig, "hb", hostile.speak([b"x"] * frames)):
-        attach(rig)
-        assert f"channel hb: a message has {frames} frames" in failure(rig)
 
 
 @pytest.mark.parametrize("channel", ["shell", "control", "stdin"])
@@ -199,7 +191,7 @@ def test_after_a_failure_the_clients_still_get_the_report(make_rig: MakeRig, tmp
     rig = make_rig()
     client = rig.client(ready=False)
     request = client.execute("1")
-    with hostile.guest(rig, "hb", hostile.speak([b"x"] * 20)):
+    with hostile.guest(rig, "stdin", hostile.speak([b"x"] * 20)):
         attach(rig)
         reason = failure(rig)
     rig.thread.run(rig.relay.report_death(reason))
