@@ -26,6 +26,7 @@ from traitlets import Float, Int, List, Unicode
 from sandbox_kernel import paths
 from sandbox_kernel.errors import ConfigurationError, SandboxKernelError
 from sandbox_kernel.provisioner.command import guest_argv
+from sandbox_kernel.provisioner.threads import in_thread
 from sandbox_kernel.spec import CAPS, ENVIRONMENT_PREFIX, KEYS, VMSpec, forwarded, from_environment, resolve
 from sandbox_kernel.supervisor.control import CHANNELS, LaunchRequest
 from sandbox_kernel.supervisor.handle import SupervisorHandle, summary
@@ -131,7 +132,7 @@ class MicroVMProvisioner(KernelProvisionerBase):
             status, self._status = self._status, None
             return status
         handle = self._handle
-        status = await asyncio.to_thread(handle.wait)
+        status = await in_thread(handle.wait)
         self._handle = None
         self._status = None
         return status
@@ -142,7 +143,7 @@ class MicroVMProvisioner(KernelProvisionerBase):
             return
         if signum == signal.SIGKILL:
             self._asked_to_end = True
-        await asyncio.to_thread(self._handle.signal, int(signum))
+        await in_thread(self._handle.signal, int(signum))
 
     async def kill(self, restart: bool = False) -> None:
         """Ends the VM at once."""
@@ -230,11 +231,11 @@ class MicroVMProvisioner(KernelProvisionerBase):
         request = LaunchRequest(self._vm_id(), self._spec, argv, env, info)
         self._handle = handle = SupervisorHandle()
         try:
-            report = await asyncio.to_thread(handle.launch, request)
+            report = await in_thread(handle.launch, request)
         except BaseException:
             handle.kill()
             self._handle = None
-            await asyncio.shield(asyncio.to_thread(handle.wait))
+            await asyncio.shield(in_thread(handle.wait))
             raise
         self.log.info("The kernel runs in a micro-VM (%s).", summary(report["trace"]))
         self.report = report
@@ -244,4 +245,4 @@ class MicroVMProvisioner(KernelProvisionerBase):
         handle, self._handle, self._status = self._handle, None, None
         if handle is not None:
             handle.kill()
-            await asyncio.to_thread(handle.wait)
+            await in_thread(handle.wait)
