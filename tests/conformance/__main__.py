@@ -12,7 +12,17 @@ import click
 from rich.console import Console
 
 from sandbox_kernel import paths
-from tests.conformance import baseline, environment, isolation, leftovers, lock, outcome, report, sources
+from tests.conformance import (
+    baseline,
+    environment,
+    guest,
+    isolation,
+    leftovers,
+    lock,
+    outcome,
+    report,
+    sources,
+)
 from tests.conformance.isolation import Choice
 from tests.conformance.leftovers import Leftovers
 from tests.conformance.lock import Suite
@@ -97,7 +107,8 @@ def _run(
             python = environment.prepare(cache / "environments")
         for suite in suites:
             with console.status(f"{suite.name} …"):
-                ran = isolation.run(suite, archives[suite.sdist], python, choice)
+                image = guest.image(suite.guest) if choice.target == "microvm" else guest.DEFAULT
+                ran = isolation.run(suite, archives[suite.sdist], python, choice, image)
             listed = [e for e in entries if e.suite == suite.name and e.target in (choice.target, "any")]
             verdict = outcome.judge(ran.results, listed, ran.seconds, whole=not choice.keyword)
             verdicts[suite.name], left[suite.name] = verdict, ran.left

@@ -62,7 +62,7 @@ class Run:
     log: Path
 
 
-def run(suite: Suite, archive: Path, python: Path, choice: Choice) -> Run:
+def run(suite: Suite, archive: Path, python: Path, choice: Choice, image: str) -> Run:
     """Runs one suite and waits for its end or its deadline.
 
     Args:
@@ -70,6 +70,7 @@ def run(suite: Suite, archive: Path, python: Path, choice: Choice) -> Run:
         archive: its source distribution.
         python: the interpreter of the suites' environment.
         choice: what was asked for.
+        image: name of the guest image.
     """
     choice.output.mkdir(parents=True, exist_ok=True)
     log, reports = (choice.output / f"{suite.name}.{end}" for end in ("log", "jsonl"))
@@ -92,7 +93,7 @@ def run(suite: Suite, archive: Path, python: Path, choice: Choice) -> Run:
             process = subprocess.Popen(
                 command,
                 cwd=root,
-                env=environment(os.environ, folder, python, choice.target),
+                env=environment(os.environ, folder, python, choice.target, image),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -134,7 +135,9 @@ def packages(python: Path) -> Path:
     return Path(sysconfig.get_path("purelib", "venv", {"base": str(python.parent.parent)}))
 
 
-def environment(base: Mapping[str, str], folder: Path, python: Path, target: str) -> dict[str, str]:
+def environment(
+    base: Mapping[str, str], folder: Path, python: Path, target: str, image: str
+) -> dict[str, str]:
     """The suite's variables: the caller's without what steers Jupyter or Python, and folders of its own."""
     kept = {name: value for name, value in base.items() if not name.startswith(_DROPPED)}
     return kept | {
@@ -151,6 +154,7 @@ def environment(base: Mapping[str, str], folder: Path, python: Path, target: str
         "XDG_DATA_HOME": str(paths.data_dir().parent),
         "XDG_CACHE_HOME": str(paths.cache_dir().parent),
         "CONFORMANCE_KERNEL": _KERNEL[target],
+        "SANDBOX_KERNEL_IMAGE": image,
     }
 
 

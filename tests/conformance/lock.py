@@ -42,6 +42,7 @@ class Suite:
         tests: files or folders of the source distribution, or modules when `installed`.
         installed: the tests are part of the installed package.
         beside: files of this folder that are put beside the source distribution's and run, too.
+        guest: packages that its cells import beside the default image's.
         quick: part of `--quick`.
         warnings: filters of Python's warnings, added to the suite's own.
         patience: factor on the waits of the suite's client calls.
@@ -54,6 +55,7 @@ class Suite:
     tests: tuple[str, ...]
     installed: bool = False
     beside: tuple[str, ...] = ()
+    guest: tuple[str, ...] = ()
     quick: bool = False
     warnings: tuple[str, ...] = ()
     patience: float = 1.0
@@ -77,6 +79,7 @@ def parse(text: str) -> tuple[Suite, ...]:
                 "sdist": sdists[entry["sdist"]],
                 "tests": tuple(entry["tests"]),
                 "beside": tuple(entry.get("beside", ())),
+                "guest": tuple(entry.get("guest", ())),
                 "warnings": tuple(entry.get("warnings", ())),
             }
         )

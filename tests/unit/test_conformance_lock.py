@@ -78,7 +78,7 @@ def test_a_suite_sees_the_users_images_but_no_folder_to_write_in() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", "/data")
         patch.setenv("XDG_CACHE_HOME", "/cache")
-        env = isolation.environment(base, folder, Path("/env/bin/python"), "microvm")
+        env = isolation.environment(base, folder, Path("/env/bin/python"), "microvm", "default")
     assert (env["XDG_DATA_HOME"], env["XDG_CACHE_HOME"]) == ("/data", "/cache")
     assert env["PATH"] == "/env/bin:/b"
     assert env["JUPYTER_DEFAULT_PROVISIONER_NAME"] == "microvm-provisioner"
@@ -88,7 +88,7 @@ def test_a_suite_sees_the_users_images_but_no_folder_to_write_in() -> None:
 
 
 def test_the_baseline_runs_kernels_under_jupyters_own_provisioner() -> None:
-    env = isolation.environment({}, Path("/tmp/skc-1"), Path("/env/bin/python"), "stock")
+    env = isolation.environment({}, Path("/tmp/skc-1"), Path("/env/bin/python"), "stock", "default")
     assert env["JUPYTER_DEFAULT_PROVISIONER_NAME"] == "local-provisioner"
     assert env["CONFORMANCE_KERNEL"] == "python3"
 

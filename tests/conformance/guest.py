@@ -1,0 +1,21 @@
+"""The guest image of a suite: the default one, or one with the packages that the suite's cells import."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sandbox_kernel.image.build import Order, build, default_recipe
+from sandbox_kernel.image.progress import Silent
+from sandbox_kernel.image.store import ImageStore
+
+DEFAULT = "default"
+NAME = "conformance"
+
+
+def image(packages: Sequence[str]) -> str:
+    """Name of an image with `packages`; built when it is not there."""
+    if not packages:
+        return DEFAULT
+    recipe = default_recipe().with_packages(tuple(packages))
+    build(Order(recipe=recipe, name=NAME), ImageStore(), Silent())
+    return NAME
