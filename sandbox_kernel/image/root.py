@@ -2,8 +2,7 @@
 
 Python keeps compiled modules only while the source's time is the one noted in them. Every file therefore
 gets the same time (`EPOCH`) before the guest's own Python compiles them, jailed and without network, and
-the erofs image carries that time too. Two builds from nothing with the same packages then also give the same
-bytes.
+the erofs image carries that time too.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def compile_python(root: Path, everything: bool = True) -> None:
         for cache in folder.rglob("__pycache__"):
             shutil.rmtree(cache)
     _set_times(root)
-    argv = _in_root(root, "/usr/bin/python3", "-s", "-P", "-m", "compileall", "-qq", "-j", "0")
+    argv = _in_root(root, "/usr/bin/python3", "-I", "-m", "compileall", "-qq", "-j", "0")
     if others:
         # Some packages carry files for other Pythons, templates even, that do not compile.
         argv_all = argv + [f"/{folder.relative_to(root)}" for folder in others]
@@ -131,8 +130,6 @@ def unpack(image: Path, root: Path) -> None:
 def _in_root(root: Path, *argv: str) -> list[str]:
     return [
         *("bwrap", "--unshare-all", "--die-with-parent", "--clearenv", "--setenv", "LC_ALL", "C.UTF-8"),
-        # Compiled sets of constants are in the order of their hashes.
-        *("--setenv", "PYTHONHASHSEED", "0"),
         *("--bind", str(root), "/", "--dev", "/dev", "--proc", "/proc", "--", *argv),
     ]
 
