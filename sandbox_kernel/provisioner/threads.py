@@ -1,8 +1,8 @@
 """Blocking calls from any event loop, in a process that may have been forked.
 
-`asyncio.to_thread` uses the loop's own pool of threads. A child forked from a process with such a pool (nbclient
-under a ProcessPoolExecutor, say) inherits the loop and the pool, but none of its threads, and waits for ever.
-A thread for each call costs a tenth of a millisecond and has no such memory.
+`asyncio.to_thread` uses the loop's own pool of threads. A child forked from a process with such a pool
+(nbclient under a ProcessPoolExecutor, say) inherits the loop and the pool, but none of its threads, and
+waits for ever. A thread for each call costs a tenth of a millisecond and has no such memory.
 """
 
 from __future__ import annotations
