@@ -12,14 +12,19 @@ ends later is over, and the caller learns it from `closed`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from sandbox_kernel.agent.protocol import RELAY_IDENTITY
-from sandbox_kernel.errors import ConfigurationError, GuestProtocolError
+from sandbox_kernel.errors import GuestProtocolError
 from sandbox_kernel.relay import zmtp
 from sandbox_kernel.relay.zmtp import Frame
+
+Dial = Callable[[str], Awaitable[socket.socket]]
+"""Gives a connected, non-blocking stream socket to the channel of that name; OSError while there is none."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ class GuestChannel(asyncio.BufferedProtocol):
         """True when the handshake is done, False when the connection ended before."""
         self.closed: asyncio.Future[None] = loop.create_future()
         """Resolved at the connection's end, when all that the guest has sent is taken."""
-        self._channel = channel
+        self.name = channel
+        """The channel's: shell, control, …"""
         self._reader = zmtp.Reader(channel, ROLES[channel].theirs, bounds)
         self._unread_bytes = unread_bytes
         self._listener = listener
@@ -118,7 +124,7 @@ class GuestChannel(asyncio.BufferedProtocol):
             self._listener.broken(error)
             return
         if self._reader.greeted and not greeted and self._transport is not None:
-            self._transport.write(zmtp.ready(ROLES[self._channel].ours, RELAY_IDENTITY))
+            self._transport.write(zmtp.ready(ROLES[self.name].ours, RELAY_IDENTITY))
         for message in messages:
             self._listener.message(message)
         if self._reader.ready and not self.ready.done():
@@ -138,21 +144,20 @@ class GuestChannel(asyncio.BufferedProtocol):
         self._listener.writable(True)
 
 
-async def connect(make: Callable[[], GuestChannel], address: str, retry: float) -> GuestChannel:
-    """Connects to `address` (ipc:// path, ipc://@ abstract name, or tcp://) until the handshake succeeds.
+async def connect(make: Callable[[], GuestChannel], dial: Dial, retry: float) -> GuestChannel:
+    """Dials the guest's channel until its handshake succeeds.
 
     Args:
         make: gives a new channel for each attempt.
-        address: where the guest's channel is to be reached.
+        dial: connects.
         retry: seconds between two attempts.
-
-    Raises:
-        ConfigurationError: the address is none.
     """
+    loop = asyncio.get_running_loop()
     while True:
         channel = make()
         try:
-            await _open(channel, address)
+            connection = await dial(channel.name)
+            await loop.create_connection(partial(_itself, channel), sock=connection)
             if await channel.ready:
                 return channel
         except OSError:
@@ -163,14 +168,5 @@ async def connect(make: Callable[[], GuestChannel], address: str, retry: float) 
         await asyncio.sleep(retry)
 
 
-async def _open(channel: GuestChannel, address: str) -> None:
-    loop = asyncio.get_running_loop()
-    transport, _, rest = address.partition("://")
-    if transport == "ipc" and rest:
-        path = "\0" + rest[1:] if rest.startswith("@") else rest
-        await loop.create_unix_connection(lambda: channel, path)
-    elif transport == "tcp" and rest:
-        host, _, port = rest.rpartition(":")
-        await loop.create_connection(lambda: channel, host, int(port))
-    else:
-        raise ConfigurationError(f"The guest's address {address!r} is neither ipc:// nor tcp://.")
+def _itself(channel: GuestChannel) -> GuestChannel:
+    return channel

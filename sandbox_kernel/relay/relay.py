@@ -34,7 +34,7 @@ import zmq
 from sandbox_kernel.errors import ConfigurationError, GuestProtocolError
 from sandbox_kernel.relay import death, guest, message, zmtp
 from sandbox_kernel.relay.client import ClientSocket, Curve
-from sandbox_kernel.relay.guest import GuestChannel, Listener
+from sandbox_kernel.relay.guest import Dial, GuestChannel, Listener
 from sandbox_kernel.relay.limits import RelayLimits
 from sandbox_kernel.relay.message import Author, Signer
 from sandbox_kernel.relay.pending import PendingRequests
@@ -125,14 +125,14 @@ class Relay:
             self._sockets[channel].bind(self._client.addresses[channel])
         self._sockets["hb"].start(self._on_beat, lambda stalled: None)
 
-    async def attach(self, addresses: Mapping[str, str]) -> None:
+    async def attach(self, dial: Dial) -> None:
         """Connects to the guest's channels, then starts forwarding.
 
         Returns when every channel's handshake is done and the relay's subscription is in force. The caller
         sets the deadline; after a cancellation it may be called again.
 
         Args:
-            addresses: ZMQ address of the guest's socket (ipc:// path, ipc://@ abstract, tcp://), by channel.
+            dial: connects to a channel of the guest; called again until the kernel has bound it.
 
         Raises:
             GuestProtocolError: the guest broke the protocol; `failed` tells it, too.
@@ -147,7 +147,7 @@ class Relay:
         try:
             connected = await asyncio.gather(
                 *(
-                    guest.connect(partial(make, channel), addresses[channel], self._limits.retry)
+                    guest.connect(partial(make, channel), dial, self._limits.retry)
                     for channel in GUEST_CHANNELS
                 )
             )

@@ -121,17 +121,17 @@ async def _while_connected(
     The client sends nothing until it has its answer, so the end of the stream is all that can come.
     """
     launch = asyncio.ensure_future(supervisor.launch(request))
-    either: set[asyncio.Future[Any]] = {launch, supervisor.ended}
+    hung_up = asyncio.ensure_future(reader.read(1))
+    either: set[asyncio.Future[Any]] = {launch, supervisor.ended, hung_up}
     try:
-        while not launch.done():
-            await asyncio.wait(either, timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
-            if supervisor.ended.done() or reader.at_eof():
-                raise ConnectionResetError
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not launch.done():
+            raise ConnectionResetError
         return launch.result()
     finally:
-        if not launch.done():
-            launch.cancel()
-            await asyncio.gather(launch, return_exceptions=True)
+        launch.cancel()
+        hung_up.cancel()
+        await asyncio.gather(launch, hung_up, return_exceptions=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -36,13 +35,13 @@ from sandbox_kernel.machine import accelerator
 from sandbox_kernel.machine.machine import Machine, MachinePlan, choose_vsock
 from sandbox_kernel.relay.relay import ClientEndpoints, Relay
 from sandbox_kernel.supervisor import folders
-from sandbox_kernel.supervisor.channels import ChannelListeners
 from sandbox_kernel.supervisor.control import LaunchRequest, addresses
 
 log = logging.getLogger(__name__)
 
 _DRAIN = 2.0
 _SIGNAL = 10.0
+_CONNECT = 10.0
 
 
 @dataclass(frozen=True)
@@ -161,10 +160,7 @@ class Supervisor:
         await machine.start()
         self._mark("booted")
         kernel_exit = await self._start_kernel(machine, request)
-        listeners = ChannelListeners(claimed.runtime, CHANNEL_PORTS, machine.vsock)
-        self._stack.callback(listeners.close)
-        await self._attach(relay, listeners, machine, kernel_exit)
-        listeners.close()
+        await self._attach(relay, machine, kernel_exit)
         self._mark("kernel connected")
         self._watch(machine.ended, self._on_machine_ended)
         self._watch(relay.failed, self._on_machine_ended)
@@ -205,15 +201,11 @@ class Supervisor:
         self._stack.push_async_callback(waiter.aclose)
         return self._task(waiter.wait())
 
-    async def _attach(
-        self,
-        relay: Relay,
-        listeners: ChannelListeners,
-        machine: Machine,
-        kernel_exit: asyncio.Task[KernelExit],
-    ) -> None:
+    async def _attach(self, relay: Relay, machine: Machine, kernel_exit: asyncio.Task[KernelExit]) -> None:
         """Connects the relay to the guest's channels, unless kernel or machine ends first."""
-        attach = self._task(relay.attach(listeners.addresses))
+        attach = self._task(
+            relay.attach(lambda channel: machine.vsock.connect(CHANNEL_PORTS[channel], _CONNECT))
+        )
         await asyncio.wait(
             {attach, kernel_exit, machine.ended, relay.failed}, return_when=asyncio.FIRST_COMPLETED
         )
@@ -312,8 +304,3 @@ def _log_to(file: os.PathLike[str]) -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-
-
-def ending_of_signal(number: int) -> Ending:
-    """The ending for a supervisor that was told to stop by a signal."""
-    return Ending(128 + number if number != signal.SIGTERM else 0)

@@ -95,7 +95,7 @@ class Device:
         if kick >= 0:
             self._epoll.unregister(kick)
 
-    def open(self, port: int, sock: socket.socket, answer: Answer | None = None) -> LocalStream:
+    def open(self, port: int, sock: socket.socket, answer: Answer) -> LocalStream:
         """Join `sock` to a new stream to a port of the guest; a turn is due afterwards.
 
         Args:

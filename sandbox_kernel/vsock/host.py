@@ -1,9 +1,7 @@
 """What the rest of the supervisor knows of vsock: streams from the host to one guest's ports.
 
-Theory of operation. Connections go one way, from the host to the guest. `connect` is for a caller in this
-process that wants a socket; `splice` is for one that already has one end of a local socket in other hands
-(libzmq's, for instance) and wants it joined to a guest's port. Two implementations keep this promise, and a
-guest cannot tell which: `sandbox_kernel.vsock.userspace` and `sandbox_kernel.vsock.kernel`.
+Theory of operation. Connections go one way, from the host to the guest. Two implementations keep this
+promise, and a guest cannot tell which: `sandbox_kernel.vsock.userspace` and `sandbox_kernel.vsock.kernel`.
 """
 
 from __future__ import annotations
@@ -26,23 +24,12 @@ class VsockHost(Protocol):
             timeout: seconds until the guest must have answered.
 
         Returns:
-            A connected, non-blocking stream socket. It is the caller's to close.
+            A connected, non-blocking stream socket. It is the caller's to close. A half-close of one side
+            reaches the other; bytes sent before a close still arrive.
 
         Raises:
             ConnectionRefusedError: nobody listens there, the guest's driver is not up yet, or the VM ended.
             TimeoutError: the guest has not answered in time.
-        """
-        ...
-
-    def splice(self, port: int, sock: socket.socket) -> None:
-        """Join a connected local stream socket to a new stream to a port of the guest.
-
-        The socket belongs to the device from now on, which closes it when the stream has ended or is
-        refused. A half-close of one side reaches the other; bytes sent before a close still arrive.
-
-        Args:
-            port: the guest's port, 0 to 2**32 - 2.
-            sock: a stream socket; what was sent to it before is not lost.
         """
         ...
 
@@ -54,10 +41,6 @@ class VsockHost(Protocol):
         """
         ...
 
-    def stream_count(self) -> int:
-        """Open streams, those that wait for the guest's answer included."""
-        ...
-
     async def aclose(self) -> None:
-        """Close all streams and let go of the guest. Idempotent."""
+        """Let go of the guest: nothing connects any more. Idempotent."""
         ...

@@ -1,9 +1,8 @@
 """vsock by the host's kernel: `/dev/vhost-vsock` and `socket.AF_VSOCK`.
 
 Theory of operation. QEMU is given `-device vhost-vsock-pci,guest-cid=CID`, and the kernel moves the packets.
-A stream to the guest is an AF_VSOCK socket. `splice` copies between it and the local socket, a task for each
-stream with one loop for each direction; the end of one direction is passed on as a half-close. The CID is
-known to the whole host: two VMs may not have the same one.
+A stream to the guest is an AF_VSOCK socket. The CID is known to the whole host: two VMs may not have the
+same one.
 
 Rule: nothing here connects unless `unavailable` has said None. Without vhost-vsock a kernel that is a guest
 itself sends connections to its own hypervisor, whatever the CID.
@@ -12,9 +11,7 @@ itself sends connections to its own hypervisor, whatever the CID.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import logging
 import math
 import os
 import socket
@@ -25,15 +22,9 @@ from typing import Any, Final
 
 from sandbox_kernel.errors import GuestProtocolError
 
-_log = logging.getLogger(__name__)
-
 DEVICE: Final = Path("/dev/vhost-vsock")
 _CONNECT_TIMEOUT: Final = 6
 """SO_VM_SOCKETS_CONNECT_TIMEOUT of linux/vm_sockets.h, which Python has no name for."""
-_CHUNK: Final = 256 * 1024
-_SPLICE_TIMEOUT: Final = 10.0
-"""Seconds that a guest has to answer the connection of a splice."""
-_MAX_STREAMS: Final = 256
 _REFUSALS: Final = {errno.ECONNRESET, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENODEV}
 """What connect says when nobody listens, the guest's driver is not up, or there is no such guest."""
 
@@ -80,7 +71,6 @@ class KernelVsock:
         self._failed: asyncio.Future[GuestProtocolError] = self._loop.create_future()
         self._family = family
         self._address = address or (lambda port: (cid, port))
-        self._splices: dict[asyncio.Task[None], socket.socket] = {}
         self._closed = False
 
     @property
@@ -110,54 +100,6 @@ class KernelVsock:
             raise
         return sock
 
-    def splice(self, port: int, sock: socket.socket) -> None:
-        """See `VsockHost.splice`."""
-        if self._closed or len(self._splices) >= _MAX_STREAMS:
-            _log.info("a connection to vsock port %d is refused: the VM ended or has too many streams", port)
-            sock.close()
-            return
-        sock.setblocking(False)
-        task = self._loop.create_task(self._splice(port, sock), name=f"vsock splice to port {port}")
-        self._splices[task] = sock
-        task.add_done_callback(self._forget)
-
-    def stream_count(self) -> int:
-        """See `VsockHost.stream_count`; sockets that `connect` returned are their owners' and not counted."""
-        return len(self._splices)
-
     async def aclose(self) -> None:
-        """See `VsockHost.aclose`."""
+        """See `VsockHost.aclose`; sockets that `connect` returned end with their owners or the guest."""
         self._closed = True
-        tasks = list(self._splices)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        # A task that is cancelled before its first step has closed nothing.
-        self._splices.pop(task).close()
-
-    async def _splice(self, port: int, sock: socket.socket) -> None:
-        try:
-            guest = await self.connect(port, _SPLICE_TIMEOUT)
-        except OSError as error:
-            _log.info("a connection to vsock port %d is refused: %s", port, error)
-            return
-        with guest:
-            await asyncio.gather(self._copy(sock, guest), self._copy(guest, sock))
-
-    async def _copy(self, source: socket.socket, target: socket.socket) -> None:
-        """Copy until the end of `source`, and pass the end on. A side that is gone ends both directions."""
-        buffer = bytearray(_CHUNK)
-        view = memoryview(buffer)
-        try:
-            while count := await self._loop.sock_recv_into(source, buffer):
-                await self._loop.sock_sendall(target, view[:count])
-        except OSError:
-            # One side was reset or does not read any more: the other direction must not wait for it.
-            for side in (source, target):
-                with contextlib.suppress(OSError):
-                    side.shutdown(socket.SHUT_RDWR)
-        else:
-            with contextlib.suppress(OSError):
-                target.shutdown(socket.SHUT_WR)

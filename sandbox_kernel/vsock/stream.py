@@ -41,7 +41,7 @@ class LocalStream:
     )
 
     def __init__(
-        self, connection: Connection, sock: socket.socket, epoll: select.epoll, answer: Answer | None
+        self, connection: Connection, sock: socket.socket, epoll: select.epoll, answer: Answer
     ) -> None:
         """Take over `sock` and watch it.
 
@@ -69,7 +69,7 @@ class LocalStream:
         """The guest sends no more."""
         self._socket = sock
         self._epoll = epoll
-        self._answer = answer
+        self._answer: Answer | None = answer
         epoll.register(self.fd, _LISTEN)
 
     def deliver(self, data: bytes | memoryview) -> int:

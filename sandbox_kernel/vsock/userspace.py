@@ -129,19 +129,8 @@ class UserspaceVsock:
             raise ConnectionRefusedError(f"the guest refused a connection to vsock port {port}")
         return local
 
-    def splice(self, port: int, sock: socket.socket) -> None:
-        """See `VsockHost.splice`."""
-        _check_port(port)
-        try:
-            self._device.open(port, sock)
-        except ConnectionRefusedError as error:
-            _log.info("%s", error)
-            sock.close()
-            return
-        self._schedule()
-
     def stream_count(self) -> int:
-        """See `VsockHost.stream_count`."""
+        """Open streams, those that wait for the guest's answer included."""
         return len(self._device)
 
     async def aclose(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -110,8 +111,19 @@ class Rig:
             stdin=subprocess.DEVNULL,
         )
 
+    async def dial(self, channel: str) -> socket.socket:
+        """Connects to the channel of the kernel on this host."""
+        connection = socket.socket(socket.AF_UNIX)
+        connection.setblocking(False)
+        try:
+            connection.connect(self.guest_addresses[channel].removeprefix("ipc://"))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
     def attach(self) -> None:
-        self.thread.run(self.relay.attach(self.guest_addresses))
+        self.thread.run(self.relay.attach(self.dial))
 
     def start(self, lossless: bool = False) -> None:
         self.start_kernel(lossless)
@@ -172,8 +184,6 @@ def _paths(prefix: Path) -> dict[str, Any]:
 
 
 def _free_ports() -> dict[str, Any]:
-    import socket
-
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in CHANNELS]
     ports = {f"{name}_port": sock.getsockname()[1] for name, sock in zip(CHANNELS, sockets, strict=True)}
     for sock in sockets:

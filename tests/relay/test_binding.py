@@ -39,7 +39,7 @@ def test_stale_sockets_are_replaced(make_rig: MakeRig) -> None:
     relay = rig.thread.call(lambda: Relay(ClientEndpoints(rig.addresses), b"", "hmac-sha256"))
     rig.thread.call(relay.bind)
     rig.start_kernel()
-    rig.thread.run(relay.attach(rig.guest_addresses))
+    rig.thread.run(relay.attach(rig.dial))
     rig.thread.run(relay.aclose())
 
 

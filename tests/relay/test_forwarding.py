@@ -192,7 +192,7 @@ def test_attaching_can_be_cancelled_and_tried_again(make_rig: MakeRig) -> None:
         import asyncio
 
         async with asyncio.timeout(0):
-            await rig.relay.attach(rig.guest_addresses)
+            await rig.relay.attach(rig.dial)
 
     with pytest.raises(TimeoutError):
         rig.thread.run(impatient())

@@ -43,10 +43,6 @@ async def test_a_guest_without_driver_refuses_at_once() -> None:
     host = UserspaceVsock(CID)
     with pytest.raises(ConnectionRefusedError):
         await host.connect(1, 10)
-    ours, theirs = socket.socketpair()
-    host.splice(1, theirs)
-    assert await asyncio.to_thread(ours.recv, 1) == b""
-    ours.close()
     await host.aclose()
 
 
@@ -68,30 +64,6 @@ async def test_a_cancelled_connect_leaves_no_stream() -> None:
             await connecting
         assert (await guest.receive())[0].operation == packet.RST
         assert host.stream_count() == 0
-
-
-async def test_a_splice_keeps_what_was_sent_before_the_guest_answered() -> None:
-    async with running() as (host, guest):
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        ours.send(b"early")
-        ours.close()
-        host.splice(7, theirs)
-        await guest.accept()
-        assert (await guest.receive())[1] == b"early"
-        header, _ = await guest.receive()
-        assert (header.operation, header.flags) == (packet.SHUTDOWN, packet.SHUTDOWN_BOTH)
-
-
-async def test_a_refused_splice_closes_its_socket() -> None:
-    async with running() as (host, guest):
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        host.splice(7, theirs)
-        header, _ = await guest.receive()
-        guest.send(header, packet.RST)
-        assert await read(ours) == b""
-        ours.close()
 
 
 async def test_a_half_close_of_the_host_reaches_the_guest_which_may_still_send() -> None:
