@@ -10,13 +10,14 @@ The runtime directory is short on purpose: a Unix socket's path has at most 107 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 import platformdirs
 
-from sandbox_kernel.errors import HostError
+from sandbox_kernel.errors import HostError, NoSpaceError
 
 _APP = "sandbox-kernel"
 
@@ -41,12 +42,20 @@ def runtime_dir() -> Path:
 
     Raises:
         HostError: the folder exists and is not this user's own, which would let another user
-            stand between a client and its kernel.
+            stand between a client and its kernel; or it cannot be made.
+        NoSpaceError: there is no room for it.
     """
     base = os.environ.get("XDG_RUNTIME_DIR")
     path = Path(base) / _APP if base and Path(base).is_dir() else Path(f"/tmp/{_APP}-{os.getuid()}")
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = path.lstat()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else HostError
+        raise kind(
+            f"The runtime directory {path} cannot be made ({error.strerror}); make room there or point "
+            "XDG_RUNTIME_DIR elsewhere."
+        ) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise HostError(
             f"The runtime directory {path} must be a directory of user {os.getuid()} with mode 0700; "

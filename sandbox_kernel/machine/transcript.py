@@ -8,8 +8,11 @@ lines in memory, and drops the rest with a notice.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 ON_DISK = 1024 * 1024
 """Bytes of one log file."""
@@ -31,6 +34,7 @@ class Transcript:
         """
         os.set_blocking(fd, False)
         self._fd = fd
+        self._path = path
         self._room = limit
         self._tail = b""
         self._log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -73,7 +77,15 @@ class Transcript:
             self._room -= len(kept)
             if self._room == 0:
                 kept += b"\n[the rest of this log was dropped]\n"
-            os.write(self._log, kept)
+            self._keep(kept)
+
+    def _keep(self, data: bytes) -> None:
+        try:
+            os.write(self._log, data)
+        except OSError as error:
+            # A full disk is no reason to stop: the last lines are still in memory.
+            self._room = 0
+            log.warning("%s is incomplete: %s", self._path, error.strerror)
 
     def _announce(self) -> None:
         for text, event in self._awaited.items():

@@ -36,6 +36,7 @@ from sandbox_kernel.machine.machine import Machine, MachinePlan, choose_vsock
 from sandbox_kernel.relay.relay import ClientEndpoints, Relay
 from sandbox_kernel.supervisor import folders
 from sandbox_kernel.supervisor.control import LaunchRequest, addresses
+from sandbox_kernel.supervisor.log import log_to
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class Supervisor:
         self.logs = str(claimed.logs)
         group = cgroup.create(request.id, spec.memory, spec.vcpus)
         self._guard(claimed, group)
-        _log_to(claimed.logs / "supervisor.log")
+        log_to(claimed.logs / "supervisor.log")
         log.info("accelerator %s: %s", chosen, why_accelerator)
         log.info("vsock %s: %s", vsock, why_vsock)
         if group.missing:
@@ -296,11 +297,3 @@ def _of_the_host(error: OSError) -> HostError:
             f"There is no space left for {error.filename or 'the VM'}; free some and try again."
         )
     return HostError(f"The VM could not be set up ({error}); run `sandbox-kernel doctor`.")
-
-
-def _log_to(file: os.PathLike[str]) -> None:
-    handler = logging.FileHandler(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,9 @@ from sandbox_kernel.errors import (
     ImageError,
     KernelStartError,
     MissingToolError,
-    NoSpaceError,
 )
 from sandbox_kernel.image.store import Image
-from tests.microvm import manager, traces
+from tests.microvm import READY, manager, traces
 
 
 def error_of(kind: type[Exception], **config: object) -> str:
@@ -74,14 +74,40 @@ def test_a_damaged_image_is_refused_by_its_hash(
     assert "sandbox-kernel image build" in text
 
 
-def test_a_full_file_system_is_named(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = os.environ.get("SANDBOX_KERNEL_TEST_FULL_DIRECTORY")
-    if not full:
-        from sandbox_kernel.supervisor.supervisor import _of_the_host
+def on_a_full_disk(variable: str, exhausted: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What becomes of a kernel where the file system behind `variable` is full."""
+    # tmpfs is mounted in namespaces of its own, so no root is needed and nothing is left.
+    return subprocess.run(
+        [
+            *("unshare", "--user", "--map-root-user", "--mount"),
+            *(sys.executable, "-m", "tests.vm.full_disk", variable, exhausted, str(folder)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=READY,
+    )
 
-        error = OSError(28, "No space left on device", "/state/vms")
-        assert isinstance(_of_the_host(error), NoSpaceError)
-        assert str(_of_the_host(error)) == "There is no space left for /state/vms; free some and try again."
+
+def test_a_full_file_system_is_named(installed: None, tmp_path: Path) -> None:
+    state = on_a_full_disk("XDG_STATE_HOME", "inodes", tmp_path)
+    assert state.stdout == (
+        "NoSpaceError: The VM's folders cannot be made (No space left on device: "
+        f"{tmp_path}/sandbox-kernel); make room there.\n"
+    )
+    runtime = on_a_full_disk("XDG_RUNTIME_DIR", "inodes", tmp_path)
+    assert runtime.stdout == (
+        f"NoSpaceError: The runtime directory {tmp_path}/sandbox-kernel cannot be made (No space left on "
+        "device); make room there or point XDG_RUNTIME_DIR elsewhere.\n"
+    )
+
+
+def test_a_disk_too_full_for_logs_is_announced_and_the_kernel_runs(installed: None, tmp_path: Path) -> None:
+    done = on_a_full_disk("XDG_STATE_HOME", "blocks", tmp_path)
+    assert done.stdout == "42\n"
+    announced = [line for line in done.stderr.splitlines() if "is incomplete" in line]
+    assert len(announced) == 1
+    assert "supervisor.log" in announced[0]
+    assert "No space left on device" in announced[0]
 
 
 def test_a_boot_deadline_says_where_the_boot_was_and_where_the_logs_are(installed: None) -> None:
