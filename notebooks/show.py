@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from datetime import datetime
 
 import nbformat
 from rich.console import Console
@@ -18,13 +19,23 @@ def main(path: str) -> None:
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
-        console.print(Rule(f"In [{cell.execution_count}]", align="left", style="dim"))
+        console.print(Rule(f"In [{cell.execution_count}] {_seconds(cell)}", align="left", style="dim"))
         console.print(Syntax(cell.source, "python", background_color="default"))
         for output in cell.outputs:
             console.print(_text(output), style="green", markup=False, highlight=False)
     console.print(Rule(style="dim"))
     console.print(f"host kernel   {platform.release()}", highlight=False)
     console.print(f"guest kernel  {_guest_kernel(notebook)}", highlight=False)
+
+
+def _seconds(cell: nbformat.NotebookNode) -> str:
+    """How long the cell took, from the times that nbclient has noted in it."""
+    noted = cell.metadata.get("execution", {})
+    try:
+        began, ended = noted["iopub.execute_input"], noted["shell.execute_reply"]
+    except KeyError:
+        return ""
+    return f"{(datetime.fromisoformat(ended) - datetime.fromisoformat(began)).total_seconds():.2f} s"
 
 
 def _text(output: nbformat.NotebookNode) -> str:
