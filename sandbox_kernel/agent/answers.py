@@ -7,6 +7,7 @@ one line, stripped of what is not printable (control characters, bidirectional o
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +20,8 @@ _LARGEST = 2**53
 """More than any count or size of a guest."""
 _MAX_PID = 1 << 22
 _MAX_PHASES = 16
+_TO_END = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""Signals that somebody sends to end a process; any other one is the sign of a crash."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,19 @@ class KernelExit:
         """The exit status as a shell would show it."""
         return self.code if self.code is not None else 128 + (self.signal or 0)
 
+    @property
+    def deliberate(self) -> bool:
+        """Whether somebody wanted it to end, in the guest: neither a crash nor a limit."""
+        return self.code is not None or (self.signal in _TO_END and not self.out_of_memory)
+
     def how(self) -> str:
         """How it ended, as the second half of a sentence."""
         if self.code is not None:
             return f"ended with status {self.code}"
-        return f"was killed by signal {self.signal}"
+        try:
+            return f"was killed by {signal.Signals(self.signal or 0).name}"
+        except ValueError:  # a real-time signal
+            return f"was killed by signal {self.signal}"
 
 
 @dataclass(frozen=True)

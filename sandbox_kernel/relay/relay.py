@@ -175,14 +175,19 @@ class Relay:
         if closed:
             await asyncio.wait(closed, timeout=timeout)
 
-    async def report_death(self, reason: str) -> None:
-        """Answers every request that is still unanswered with `reason`, a sentence for the user."""
+    async def report_death(self, reason: str, reply_to_cells: bool = True) -> None:
+        """Tells everybody who waits for an answer why none will come.
+
+        Args:
+            reason: a sentence for the user.
+            reply_to_cells: False after an end that the user's own code has brought about; see death.py.
+        """
         await self.drain(self._limits.last_words)
         self._end_guest()
         for name in ("control", "shell"):
             for frames in self._sockets[name].collect(self._limits.requests):
                 self._on_request(name, frames)
-        for channel, answer in death.report(self._pending, reason, self._author):
+        for channel, answer in death.report(self._pending, reason, self._author, reply_to_cells):
             self._sockets[channel].send(answer)
         self._pending = PendingRequests(self._limits.requests)
 

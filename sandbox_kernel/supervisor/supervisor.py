@@ -52,10 +52,12 @@ class Ending:
     Attributes:
         status: exit status for the supervisor's process, what Jupyter sees as the kernel's.
         reason: a sentence for the user; empty when the end was asked for.
+        by_user_code: the code in the kernel ended it.
     """
 
     status: int
     reason: str = ""
+    by_user_code: bool = False
 
 
 class Supervisor:
@@ -131,7 +133,7 @@ class Supervisor:
         """Tells the truth to whoever waits for an answer, then releases everything; idempotent."""
         ending = self.ended.result() if self.ended.done() else Ending(1)
         if self._relay is not None and ending.reason and not self._orderly:
-            await self._relay.report_death(ending.reason)
+            await self._relay.report_death(ending.reason, reply_to_cells=not ending.by_user_code)
         await self._stack.aclose()
 
     async def _launch(self, request: LaunchRequest) -> dict[str, Any]:
@@ -227,7 +229,8 @@ class Supervisor:
         assert self._relay is not None
         log.info("the kernel ended: %s", result)
         await self._relay.drain(_DRAIN)
-        self.end(Ending(result.status, "" if self._relay.shutdown_requested else self._death(result)))
+        reason = "" if self._relay.shutdown_requested else self._death(result)
+        self.end(Ending(result.status, reason, by_user_code=result.deliberate))
 
     def _death(self, ended: KernelExit) -> str:
         """Why the kernel is dead, for the user whose cell was running."""

@@ -96,7 +96,7 @@ class Victim:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
-            self.device.open(stream, theirs)
+            self.device.open(stream, theirs, lambda accepted: None)
         except ConnectionRefusedError:
             ours.close()
             theirs.close()

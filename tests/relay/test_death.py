@@ -68,6 +68,19 @@ def test_what_is_no_cell_gets_a_reply_and_no_error_output(running: Rig) -> None:
     assert hear(client, question).kinds == ["status"]
 
 
+def test_a_cell_that_ended_its_kernel_shows_why_and_gets_no_reply(running: Rig) -> None:
+    client = running.client()
+    cell = client.execute("print('running', flush=True)\nwhile True: pass")
+    hear(client, cell, until=is_stream)
+    question = client.complete("pri")
+    running.wait_until(lambda: running.relay.unanswered == 2)
+    running.kill_kernel()
+    running.thread.run(running.relay.report_death(REASON, reply_to_cells=False))
+    assert hear(client, cell).kinds == ["error", "status"]
+    # The question was asked after the cell: a reply to the cell would have come first.
+    assert client.get_shell_msg(timeout=30)["parent_header"]["msg_id"] == question
+
+
 def test_answered_requests_are_not_answered_again(running: Rig) -> None:
     client = running.client()
     run(client, "1")

@@ -87,6 +87,22 @@ def test_a_refusal_becomes_an_error_with_the_agents_sentence() -> None:
 
 def test_an_exit_is_put_into_words() -> None:
     killed = answers.kernel_exit(EXIT | {"code": None, "signal": 9})
-    assert (killed.status, killed.how()) == (137, "was killed by signal 9")
+    assert (killed.status, killed.how()) == (137, "was killed by SIGKILL")
     ended = answers.kernel_exit(EXIT | {"code": 3})
     assert (ended.status, ended.how()) == (3, "ended with status 3")
+    assert answers.kernel_exit(EXIT | {"code": None, "signal": 40}).how() == "was killed by signal 40"
+
+
+@pytest.mark.parametrize(
+    ("end", "deliberate"),
+    [
+        ({"code": 0}, True),
+        ({"code": None, "signal": 15}, True),
+        ({"code": None, "signal": 9}, True),
+        ({"code": None, "signal": 9, "out_of_memory": True}, False),
+        ({"code": None, "signal": 11}, False),
+        ({"code": None, "signal": 6}, False),
+    ],
+)
+def test_a_crash_and_a_limit_are_told_from_a_wish(end: dict[str, object], deliberate: bool) -> None:
+    assert answers.kernel_exit(EXIT | end).deliberate is deliberate

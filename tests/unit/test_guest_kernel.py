@@ -177,7 +177,7 @@ async def test_a_kernel_killed_by_a_signal_is_reported_so(agent: Agent, client: 
 async def test_a_kernel_that_ends_at_once_leaves_its_last_words(client: AgentClient) -> None:
     await client.start(["sh", "-c", "echo no module named ipykernel >&2; kill -TERM $$"], {}, CONNECTION)
     ended = await client.wait()
-    assert ended.how() == f"was killed by signal {signal.SIGTERM:d}"
+    assert ended.how() == "was killed by SIGTERM"
     assert ended.tail == "no module named ipykernel"
 
 
