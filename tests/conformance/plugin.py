@@ -9,7 +9,8 @@ Rules for waits:
   virtualisation the guest's processor is about eleven times slower. So each wait of half a second or more
   that a test hands to a blocking client's channel is multiplied by PATIENCE. A shorter one asks whether
   something is there *now* and stays as it is, like every assertion and everything the kernel or a
-  provisioner waits for.
+  provisioner waits for. The same holds for the time that a test gives itself (its `timeout` mark) and a
+  server (Tornado's default for a request).
 - It holds for each target alike. PATIENCE 1 changes nothing.
 
 Rules for reports: one line per event, flushed. A test that starts and never ends is a failure for the
@@ -54,6 +55,9 @@ class Conformance:
 
             patient = self._patient(channels.ZMQSocketChannel.get_msg)
             channels.ZMQSocketChannel.get_msg = patient  # type: ignore[method-assign]
+            for item in session.items:
+                self._lift_mark(item)
+            self._lift_requests()
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """A file that cannot be imported is a failure of that file."""
@@ -99,6 +103,20 @@ class Conformance:
             return get_msg(channel, timeout=lifted(timeout, patience))
 
         return patient
+
+    def _lift_mark(self, item: pytest.Item) -> None:
+        mark = item.get_closest_marker("timeout")
+        if mark is not None and mark.args:
+            own = pytest.mark.timeout(
+                lifted(float(mark.args[0]), self._patience), *mark.args[1:], **mark.kwargs
+            )
+            item.add_marker(own, append=False)
+
+    def _lift_requests(self) -> None:
+        from tornado.httpclient import HTTPRequest
+
+        for name in ("connect_timeout", "request_timeout"):
+            HTTPRequest._DEFAULTS[name] = lifted(HTTPRequest._DEFAULTS[name], self._patience)
 
     def _write(self, **event: Any) -> None:
         self._file.write(json.dumps(event) + "\n")

@@ -103,10 +103,12 @@ def test_a_client_killed_while_its_kernel_starts_leaves_nothing(installed: None,
 
 def _new_leftovers(before: set[int]) -> list[str]:
     found = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
+    for process in psutil.process_iter(["pid", "uids", "cmdline"]):
         words = " ".join(process.info["cmdline"] or ())
-        if process.info["pid"] not in before and (
-            "qemu-system" in words or "sandbox_kernel.supervisor" in words
+        if (
+            process.info["pid"] not in before
+            and process.info["uids"].real == os.getuid()
+            and ("qemu-system" in words or "sandbox_kernel.supervisor" in words)
         ):
             found.append(words)
     return found

@@ -92,9 +92,11 @@ def test_a_client_that_ignores_provisioners_gets_a_micro_vm_all_the_same(
         client.start_channels()
         client.wait_for_ready(timeout=READY)
         asked = client.execute(
-            "import time\ntry:\n    time.sleep(600)\nexcept KeyboardInterrupt: print('stopped')"
+            "import time\ntry:\n    print('running', flush=True)\n    time.sleep(600)\n"
+            "except KeyboardInterrupt: print('stopped')"
         )
-        while client.get_iopub_msg(timeout=READY)["msg_type"] != "execute_input":
+        # Before the cell's own code runs, ipykernel answers an interrupt with `idle` and nothing else.
+        while client.get_iopub_msg(timeout=READY)["msg_type"] != "stream":
             pass
         process.send_signal(signal.SIGINT)
         reply = client.get_shell_msg(timeout=READY)
@@ -112,8 +114,8 @@ def test_a_client_that_ignores_provisioners_gets_a_micro_vm_all_the_same(
 class Server:
     """A Jupyter server with a token, and one websocket to one kernel."""
 
-    def __init__(self, url: str, token: str) -> None:
-        self.url, self.token = url, token
+    def __init__(self, url: str, token: str, pid: int) -> None:
+        self.url, self.token, self.pid = url, token, pid
         self.session = uuid.uuid4().hex
 
     async def request(self, method: str, path: str, body: Any = None) -> Any:
@@ -169,7 +171,7 @@ def server(installed: None, tmp_path: Path) -> Iterator[Server]:
             return bool(found)
 
         assert until(started, READY), log.read_text()
-        yield Server(f"http://127.0.0.1:{found[0]}", token)
+        yield Server(f"http://127.0.0.1:{found[0]}", token, process.pid)
     finally:
         process.terminate()
         process.wait(READY)
@@ -238,8 +240,8 @@ async def test_a_crashed_kernel_is_restarted_by_the_server(kernel_of_server: tup
     server, kernel = kernel_of_server
     supervisors = [
         process
-        for process in psutil.process_iter(["cmdline"])
-        if "sandbox_kernel.supervisor" in (process.info["cmdline"] or ())
+        for process in psutil.Process(server.pid).children()
+        if "sandbox_kernel.supervisor" in process.cmdline()
     ]
     assert len(supervisors) == 1
     qemu = [child for child in supervisors[0].children(recursive=True) if "qemu" in child.name()]

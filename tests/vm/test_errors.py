@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -74,35 +75,44 @@ def test_a_damaged_image_is_refused_by_its_hash(
     assert "sandbox-kernel image build" in text
 
 
-def on_a_full_disk(variable: str, exhausted: str, folder: Path) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "run").mkdir()
+    return tmp_path / "full"
+
+
+def on_a_full_disk(variable: str, exhausted: str, full: Path) -> subprocess.CompletedProcess[str]:
     """What becomes of a kernel where the file system behind `variable` is full."""
     # tmpfs is mounted in namespaces of its own, so no root is needed and nothing is left.
     return subprocess.run(
         [
             *("unshare", "--user", "--map-root-user", "--mount"),
-            *(sys.executable, "-m", "tests.vm.full_disk", variable, exhausted, str(folder)),
+            *(sys.executable, "-m", "tests.vm.full_disk", variable, exhausted, str(full)),
         ],
         capture_output=True,
         text=True,
         timeout=READY,
+        # In there this user is root, and the folder of the real root's sockets is not his.
+        env=os.environ | {"XDG_RUNTIME_DIR": str(full.with_name("run"))},
     )
 
 
-def test_a_full_file_system_is_named(installed: None, tmp_path: Path) -> None:
-    state = on_a_full_disk("XDG_STATE_HOME", "inodes", tmp_path)
+def test_a_full_file_system_is_named(installed: None, full: Path) -> None:
+    state = on_a_full_disk("XDG_STATE_HOME", "inodes", full)
     assert state.stdout == (
         "NoSpaceError: The VM's folders cannot be made (No space left on device: "
-        f"{tmp_path}/sandbox-kernel); make room there.\n"
+        f"{full}/sandbox-kernel); make room there.\n"
     )
-    runtime = on_a_full_disk("XDG_RUNTIME_DIR", "inodes", tmp_path)
+    runtime = on_a_full_disk("XDG_RUNTIME_DIR", "inodes", full)
     assert runtime.stdout == (
-        f"NoSpaceError: The runtime directory {tmp_path}/sandbox-kernel cannot be made (No space left on "
+        f"NoSpaceError: The runtime directory {full}/sandbox-kernel cannot be made (No space left on "
         "device); make room there or point XDG_RUNTIME_DIR elsewhere.\n"
     )
 
 
-def test_a_disk_too_full_for_logs_is_announced_and_the_kernel_runs(installed: None, tmp_path: Path) -> None:
-    done = on_a_full_disk("XDG_STATE_HOME", "blocks", tmp_path)
+def test_a_disk_too_full_for_logs_is_announced_and_the_kernel_runs(installed: None, full: Path) -> None:
+    done = on_a_full_disk("XDG_STATE_HOME", "blocks", full)
     assert done.stdout == "42\n"
     announced = [line for line in done.stderr.splitlines() if "is incomplete" in line]
     assert len(announced) == 1
