@@ -96,10 +96,10 @@ def test_real_memory_of_a_real_group_counts_once(shared: bool, capfd: pytest.Cap
         child.stdout.close()
         view.close()
         os.close(fd)
-    # The child itself is an interpreter of a few MiB; a page counted twice would show as 16 MiB more.
+    # The child itself is an interpreter of a few MiB, and pytest's own heap moves by a few; a page counted
+    # twice, or not at all, would show as 16 MiB.
     most = 32 if shared else 32 + 16
-    assert most <= grown + 1
-    assert grown <= most + 14
+    assert most - 8 <= grown <= most + 14
     assert len(own) == 1
 
 

@@ -61,7 +61,7 @@ def test_a_cell_gets_an_error_a_reply_and_idle_and_other_requests_no_error() -> 
     pending.asked(request("question", "complete_request", b"other"))
     session = Session(key=b"key")
     told = []
-    for channel, frames in death.report(pending, "It is over.", Author(Signer(b"key", "hmac-sha256"))):
+    for channel, frames in death.report(pending, "It is over.", Author(Signer(b"key", "hmac-sha256")), True):
         identities, rest = session.feed_identities(list(frames))
         message = session.deserialize(rest)
         told.append((channel, message["msg_type"], message["parent_header"]["msg_id"]))
