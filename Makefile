@@ -60,7 +60,7 @@ fuzz: env
 
 # What a clean-up has missed is a failure of the suite.
 leftovers:
-	@if pgrep -f 'qemu-system-x86_64 .*-sandbox'; then echo "A QEMU outlived its client."; exit 1; fi
+	@if pgrep -f '[q]emu-system-x86_64 .*-sandbox'; then echo "A QEMU outlived its client."; exit 1; fi
 	@$(BIN)/python -c 'from sandbox_kernel.paths import runtime_dir; import sys; \
 	    left = list(runtime_dir().iterdir()); sys.exit(f"Left in the runtime directory: {left}" if left else 0)'
 
