@@ -10,6 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import template
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -27,6 +31,7 @@ def boot() -> None:
 
         import cgroup
         import system
+        import template
         from agent_protocol import AGENT_PORT
         from children import Children
         from kernel_process import listen
@@ -53,11 +58,26 @@ def boot() -> None:
         step = "agent"
         children = Children()
         phases = {"python": began, "agent": system.uptime()}
-        server = Server(listener, Operations(children, settings, phases).perform, HOST_CID)
+        operations = Operations(children, settings, phases)
+        server = Server(listener, operations.perform, HOST_CID)
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        modules = template.modules_wanted(system.read("/proc/cmdline"))
+        if modules is not None:
+            step = "template"
+            operations.standby = template.Standby(children, settings, modules)
+            threading.Thread(target=become_template, args=(operations.standby,), daemon=True).start()
     except Exception as error:
         fail(step, error)
     children.reap_forever()
+
+
+def become_template(standby: template.Standby) -> None:
+    """Has the VM saved once its kernel is warm, and goes on in a clone."""
+    import template
+
+    if not standby.until_ready():
+        fail("template", OSError("the kernel that was to stand by has ended"))
+    template.await_restore()
 
 
 def fail(step: str, error: Exception) -> None:

@@ -27,17 +27,20 @@ _listeners: dict[str, socket.socket] = {}
 """Kept for the life of the process: libzmq uses the descriptors, these objects own them."""
 _relay = b""
 """The relay's identity."""
+_standby: dict[str, Any] = {}
+"""For a template's kernel: descriptor to the agent, and modules to import."""
 
 
 def take_listeners() -> None:
     """Takes over the listening sockets that the agent has passed down."""
     sys.path.insert(0, _OWN)
-    from agent_protocol import CHANNEL_FDS_VARIABLE, RELAY_IDENTITY
+    from agent_protocol import CHANNEL_FDS_VARIABLE, RELAY_IDENTITY, STANDBY_VARIABLE
 
     global _relay
     _relay = RELAY_IDENTITY
     sys.path.remove(_OWN)
     del sys.modules["agent_protocol"]
+    _standby.update(json.loads(os.environ.pop(STANDBY_VARIABLE, "{}")))
     for channel, fd in json.loads(os.environ.pop(CHANNEL_FDS_VARIABLE)).items():
         _listeners[channel] = socket.socket(fileno=fd)
         _listeners[channel].set_inheritable(False)
@@ -114,11 +117,23 @@ def patch() -> None:
     Heartbeat._try_bind_socket = bind_heartbeat  # type: ignore[method-assign]
 
 
+def stand_by() -> None:
+    """Has the kernel stand by in a template, if that is what the agent wants."""
+    if _standby:
+        sys.path.insert(0, _OWN)
+        import standby
+
+        sys.path.remove(_OWN)
+        del sys.modules["standby"]
+        standby.arm(_standby["fd"], _standby["modules"])
+
+
 def main() -> None:
     """Adopts the listeners and becomes the kernel."""
     take_listeners()
     restore_path()
     patch()
+    stand_by()
     module = sys.argv.pop(1)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

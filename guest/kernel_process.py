@@ -35,8 +35,20 @@ class Order:
 class KernelProcess:
     """A started kernel."""
 
-    def __init__(self, children: Children, settings: Settings, order: Order) -> None:
+    def __init__(
+        self,
+        children: Children,
+        settings: Settings,
+        order: Order,
+        inherit: tuple[int, ...] = (),
+    ) -> None:
         """Starts it.
+
+        Args:
+            children: where it is started.
+            settings: its user and places.
+            order: its command and what belongs to it.
+            inherit: further descriptors that it keeps, same number.
 
         Raises:
             OSError: it cannot be executed; nothing is left of the attempt.
@@ -44,7 +56,7 @@ class KernelProcess:
         self._children = children
         self._settings = settings
         self.status: dict[str, object] = {}
-        file = f"{settings.run}/connection.json"
+        self._file = file = f"{settings.run}/connection.json"
         # The kernel's user owns the folder last of all, so that nothing can be put in the place of a file.
         os.mkdir(settings.run, 0o700)
         listeners: dict[str, socket.socket] = {}
@@ -55,10 +67,10 @@ class KernelProcess:
             if os.getuid() == 0:
                 os.chown(settings.run, settings.uid, settings.gid)
             self.pid = self._start(
-                order, command(order.argv, file, settings.python, settings.launcher), listeners
+                order, command(order.argv, file, settings.python, settings.launcher), listeners, inherit
             )
         except BaseException:
-            _remove(settings.run, file)
+            _remove(settings.run)
             raise
         finally:
             for listener in listeners.values():
@@ -90,7 +102,25 @@ class KernelProcess:
         """Sends a signal to the kernel's process group; False when the kernel has ended."""
         return self._children.signal(self.pid, number)
 
-    def _start(self, order: Order, argv: list[str], listeners: dict[str, socket.socket]) -> int:
+    def end(self) -> None:
+        """Kills it, waits until it is gone, and takes back what it was given; nobody may use it any more."""
+        self.signal(_SIGKILL)
+        select.select([self._over], [], [])
+        os.close(self._over)
+        _remove(self._settings.run)
+
+    def rename(self, connection: dict[str, object]) -> None:
+        """Writes its connection file anew: it has been given another identity."""
+        os.unlink(self._file)
+        _write_connection_file(self._file, self._settings, connection)
+
+    def _start(
+        self,
+        order: Order,
+        argv: list[str],
+        listeners: dict[str, socket.socket],
+        inherit: tuple[int, ...],
+    ) -> int:
         settings = self._settings
         fds = {channel: listener.fileno() for channel, listener in listeners.items()}
         self._tail = Tail()
@@ -113,7 +143,7 @@ class KernelProcess:
                     settings.kernel_cgroup,
                     null,
                     self._tail.writer,
-                    tuple(fds.values()),
+                    (*fds.values(), *inherit),
                 )
             )
         finally:
@@ -167,13 +197,11 @@ def _write_connection_file(file: str, settings: Settings, connection: dict[str, 
             os.fchown(fd, settings.uid, settings.gid)
 
 
-def _remove(folder: str, file: str) -> None:
-    """Takes back what a failed start has made."""
+def _remove(folder: str) -> None:
+    """Takes back the folder of a kernel that is no more: files and sockets, no folders."""
     try:
-        os.unlink(file)
-    except OSError:
-        pass
-    try:
+        for name in os.listdir(folder):
+            os.unlink(f"{folder}/{name}")
         os.rmdir(folder)
     except OSError:
         pass

@@ -24,6 +24,7 @@ from children import Children, Plan
 from fields import Request
 from kernel_process import KernelProcess, Order
 from settings import Settings
+from template import Standby
 
 _LONGEST_PATH = 4096
 _LONGEST_NAME = 64
@@ -49,6 +50,8 @@ class Operations:
         self._boot = boot or {}
         self._end_machine = end_machine
         self._kernel: KernelProcess | None = None
+        self.standby: Standby | None = None
+        """The kernel of a template, until the first `start`."""
         self._starting = threading.Lock()
 
     def perform(self, request: Request, payload: bytes, peer: int) -> Answer:
@@ -117,12 +120,16 @@ class Operations:
             if self._kernel is not None:
                 raise Refused("started", "The kernel of this VM has been started already.")
             try:
-                self._kernel = KernelProcess(self._children, self._settings, order)
+                self._kernel = self._adopt(order) or KernelProcess(self._children, self._settings, order)
             except OSError as error:
                 raise Refused(
                     "start", f"The kernel's command cannot be executed: {error.filename}: {error.strerror}."
                 ) from error
             return Answer({"pid": self._kernel.pid})
+
+    def _adopt(self, order: Order) -> KernelProcess | None:
+        standby, self.standby = self.standby, None
+        return standby.adopt(order) if standby is not None else None
 
     def _wait(self, peer: int) -> Answer:
         status = self._started().wait(peer)

@@ -6,7 +6,8 @@
     │   ├── MissingToolError
     │   ├── AcceleratorError
     │   ├── ImageError
-    │   └── NoSpaceError
+    │   ├── NoSpaceError
+    │   └── TemplateError       a saved VM cannot be made or restored; kernels boot instead
     ├── GuestError              the VM did not do its part
     │   ├── GuestProtocolError  it broke a protocol and is not to be trusted any more
     │   ├── BootError           it did not come up in time
@@ -46,6 +47,10 @@ class ImageError(HostError):
 
 class NoSpaceError(HostError):
     """A file system of the host is full."""
+
+
+class TemplateError(HostError):
+    """A template cannot be made or restored; a kernel can do without."""
 
 
 class GuestError(SandboxKernelError):

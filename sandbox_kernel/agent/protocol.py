@@ -25,7 +25,9 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
                16), reserve? (available memory that the kernel may not have); payload: at most MAX_ENTROPY
                bytes, credited to the random generator → nothing
     start      argv (`{connection_file}` is filled in), env, connection (object: what goes into the
-               connection file beside the endpoints), cwd? → pid. Once per guest, unless it failed
+               connection file beside the endpoints), cwd? → pid. Once per guest, unless it failed. In a VM
+               that was restored from a template the kernel runs already and its channels can be connected
+               before, if `can_adopt` says so
     wait       → code or signal (the other is null), out_of_memory, tail (the last it wrote to its standard
                output and error); answered when the kernel has ended, at once when it already has
     signal     number (0 to 64; 0 only asks), to the kernel's process group → alive (false: nobody got it)
@@ -59,6 +61,14 @@ CHANNEL_PORTS = {"shell": 6001, "iopub": 6002, "stdin": 6003, "control": 6004, "
 CHANNEL_FDS_VARIABLE = "SANDBOX_KERNEL_CHANNEL_FDS"
 """Environment variable of the kernel: JSON object from channel to the number of its listening socket."""
 
+STANDBY_VARIABLE = "SANDBOX_KERNEL_STANDBY"
+"""Environment variable of a template's kernel: JSON object with `fd` and `modules` (guest/standby.py)."""
+TEMPLATE_WORD = "sandbox.template="
+"""Word of the guest kernel's command line that asks for a template: JSON with `modules`, in hexadecimal."""
+WARM = "SANDBOX-KERNEL-TEMPLATE-WARM"
+"""Said on the console when the VM may be saved. The agent then reads lines from the console: the first one
+that comes is sent after a restore, when the vsock device has been plugged in."""
+
 HEADER = struct.Struct(">3sBII")
 MAGIC = b"SKA"
 MAX_JSON = 256 * 1024
@@ -77,6 +87,17 @@ MAX_EXEC_SECONDS = 300.0
 OPERATIONS = frozenset(
     {"hello", "configure", "start", "wait", "signal", "status", "exec", "read", "write", "shutdown"}
 )
+
+
+STANDBY_ARGV = ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+"""The command of the kernel that stands by in a template."""
+_READ_AT_START = ("PYTHON", "LD_", "IPYTHON", "JUPYTER_", "MALLOC_", "GLIBC_")
+"""Beginnings of variables that an interpreter or its kernel reads when it starts, and never again."""
+
+
+def can_adopt(argv: list[str], env: dict[str, str]) -> bool:
+    """Whether the kernel that stands by in a template can become the one that `start` asks for."""
+    return argv == STANDBY_ARGV and not any(name.startswith(_READ_AT_START) for name in env)
 
 
 class FrameError(Exception):

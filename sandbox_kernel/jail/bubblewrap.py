@@ -17,6 +17,9 @@ from sandbox_kernel.errors import MissingToolError
 IMAGE = PurePosixPath("/image")
 """Where the image's folder appears in the jail."""
 
+RAM = PurePosixPath("/ram")
+"""Where a template's RAM appears in the jail."""
+
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
 _FIRMWARE = ("qemu", "seabios", "qemu-firmware")
 
@@ -30,12 +33,15 @@ class Jail:
         program: path of the program, the same inside and outside.
         image: folder bound to `/image`.
         devices: device nodes it may open.
+        ram: file bound to `/ram`, the one that it may write to. QEMU before 8.2 opens a template's RAM for
+            writing even where it only maps it privately; a template that was written to is not used again.
     """
 
     bwrap: Path
     program: Path
     image: Path
     devices: tuple[Path, ...] = ()
+    ram: Path | None = None
 
     def command(
         self, argv: Sequence[str], info_fd: int | None = None, block_fd: int | None = None
@@ -58,6 +64,8 @@ class Jail:
             *("--ro-bind", str(self.image), str(IMAGE)),
             *("--chdir", "/"),
         ]
+        if self.ram is not None:
+            words += ["--bind", str(self.ram), str(RAM)]
         for device in self.devices:
             words += ["--dev-bind", str(device), str(device)]
         if info_fd is not None:

@@ -16,21 +16,28 @@ import socket
 import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, cast
 
-from qemu.qmp import QMPClient, QMPError
+from qemu.qmp import QMPError
 
 from sandbox_kernel.agent.client import AgentClient
 from sandbox_kernel.agent.protocol import AGENT_PORT
-from sandbox_kernel.errors import BootError, GuestError, GuestProtocolError, HostError, SandboxKernelError
+from sandbox_kernel.errors import (
+    BootError,
+    GuestError,
+    GuestProtocolError,
+    HostError,
+    SandboxKernelError,
+    TemplateError,
+)
 from sandbox_kernel.image.store import Image
-from sandbox_kernel.jail import bubblewrap
 from sandbox_kernel.jail.cgroup import Cgroup
-from sandbox_kernel.machine.process import QemuProcess
+from sandbox_kernel.machine.migration import restore
 from sandbox_kernel.machine.state import Lifecycle, State
-from sandbox_kernel.machine.transcript import Transcript
-from sandbox_kernel.qemu.command import QemuConfig, VsockDevice, command_line
+from sandbox_kernel.machine.vmm import Vmm, VmmPlan
+from sandbox_kernel.qemu.command import VsockDevice, vsock_device
+from sandbox_kernel.template.store import Template
 from sandbox_kernel.vsock import kernel as kernel_vsock
 from sandbox_kernel.vsock.host import VsockHost
 from sandbox_kernel.vsock.reservation import reserve_cid
@@ -38,12 +45,11 @@ from sandbox_kernel.vsock.userspace import UserspaceVsock
 
 log = logging.getLogger(__name__)
 
-INSTALL = "install it with `sandbox-kernel setup`"
 _CID = 3
 """The guest's CID under the userspace device, which each VM has for itself (0 to 2 are reserved)."""
 _POLL = 0.05
+_POLL_RESTORED = 0.002
 _ATTEMPT = 5.0
-_QUIT = 0.5
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class MachinePlan:
         boot_timeout: seconds until the agent must have answered.
         logs: folder for the logs of this VM.
         cgroup: joined by QEMU.
+        template: to restore from instead of booting; None to boot.
     """
 
     image: Image
@@ -69,6 +76,7 @@ class MachinePlan:
     boot_timeout: float
     logs: Path
     cgroup: Cgroup
+    template: Template | None = None
 
 
 def choose_vsock(requested: str) -> tuple[str, str]:
@@ -105,12 +113,17 @@ class Machine:
         """Resolved once with the reason when the machine is no more of use."""
 
     @property
+    def restored(self) -> bool:
+        """Whether it goes on from a template."""
+        return self._plan.template is not None
+
+    @property
     def state(self) -> State:
         """Where this machine stands."""
         return self._lifecycle.state
 
     async def start(self) -> None:
-        """Boots the guest until its agent has answered.
+        """Boots or restores the guest until its agent has answered.
 
         Raises:
             BootError: the deadline passed; the message has the console's last lines and the logs' folder.
@@ -120,7 +133,10 @@ class Machine:
         self._lifecycle.move(State.BOOTING)
         self._began = time.monotonic()
         try:
-            await self._power_on()
+            template = self._plan.template
+            device = await self._power_on(template)
+            if template is not None:
+                await self._restore(template, device)
             await self._reach_agent()
         except BaseException:
             await self.stop()
@@ -142,44 +158,68 @@ class Machine:
 
     def console_tail(self) -> str:
         """The console's last lines on one line."""
-        return self.console.last_lines()
+        return self._vmm.console.last_lines()
 
     def mark(self, phase: str) -> None:
         """Notes that `phase` is done now."""
         self.phases.append((phase, time.monotonic() - self._began))
 
-    async def _power_on(self) -> None:
+    async def _power_on(self, template: Template | None) -> VsockDevice:
+        """Starts QEMU, which boots, or waits for a template's devices."""
         plan = self._plan
-        qemu = bubblewrap.find("qemu-system-x86_64", INSTALL)
-        bwrap = bubblewrap.find("bwrap", INSTALL)
-        qmp_socket, qemu_qmp = _pair(self._stack)
-        console, qemu_console = _pair(self._stack)
         device, inherited = await self._make_vsock()
-        config = QemuConfig(
-            binary=PurePosixPath(qemu),
-            image=bubblewrap.IMAGE,
-            memory=plan.memory,
-            vcpus=plan.vcpus,
-            accelerator=plan.accelerator,
-            console_fd=qemu_console.fileno(),
-            qmp_fd=qemu_qmp.fileno(),
-            vsock=device,
+        self._saved = self._stack.enter_context(template.state.open("rb")) if template else None
+        self._vmm = Vmm(
+            VmmPlan(
+                plan.image,
+                plan.memory,
+                plan.vcpus,
+                plan.accelerator,
+                plan.logs,
+                plan.cgroup,
+                device,
+                template.ram if template else None,
+                private=True,
+                inherit=[self._saved.fileno()] if self._saved else [],
+            )
         )
-        self.console = Transcript(console.detach(), plan.logs / "console.log")
-        self._stack.callback(self.console.close)
-        jail = bubblewrap.Jail(bwrap, qemu, plan.image.directory, devices(plan.accelerator))
-        fds = (qemu_console.fileno(), qemu_qmp.fileno(), device.fd)
-        process = await QemuProcess.start(
-            jail, command_line(config), fds, plan.cgroup, plan.logs / "qemu.log"
-        )
-        self._stack.push_async_callback(process.kill)
-        for end in (qemu_qmp, qemu_console, inherited):
-            end.close()
-        self.process = process
-        process.exited.add_done_callback(lambda _: self._on_exit())
+        self._stack.push_async_callback(self._vmm.aclose)
+        await self._vmm.start()
+        inherited.close()
+        self.process = self._vmm.process
+        self.process.exited.add_done_callback(lambda _: self._on_exit())
         self.vsock.failed.add_done_callback(self._on_violation)
         self.mark("QEMU started")
-        await self._greet(qmp_socket)
+        await self._vmm.greet(plan.boot_timeout)
+        task = asyncio.create_task(self._watch_events(), name="qmp-events")
+        self._tasks.add(task)
+        self._stack.callback(task.cancel)
+        self.mark("QEMU answered")
+        return device
+
+    async def _restore(self, template: Template, device: VsockDevice) -> None:
+        """Loads the devices' state, lets the guest run, and plugs its vsock in.
+
+        Raises:
+            TemplateError: QEMU did not take the state; the template is of no use.
+        """
+        assert self._saved is not None
+        if isinstance(self.vsock, UserspaceVsock):
+            self.vsock.reach_memory_of(self.process.qemu_pid)
+        qmp = self._vmm.qmp
+        try:
+            async with asyncio.timeout(self._plan.boot_timeout):
+                await restore(qmp, self._saved.fileno())
+                self.mark("devices restored")
+                await qmp.execute("device_add", {**dict(vsock_device(device)), "id": "vsock"})
+                await qmp.execute("cont")
+        except (QMPError, OSError, TimeoutError) as error:
+            raise TemplateError(
+                f"QEMU did not restore the template {template.digest} "
+                f"({self.process.last_words() or error}); it is to be made anew."
+            ) from error
+        self._vmm.type("")
+        self.mark("vsock plugged in")
 
     async def _make_vsock(self) -> tuple[VsockDevice, socket.socket | IO[bytes]]:
         """The host's side of vsock, what QEMU is told of it, and the end that only QEMU keeps."""
@@ -197,30 +237,8 @@ class Machine:
         self._stack.callback(end.close)
         return VsockDevice(end.fileno()), end
 
-    async def _greet(self, qmp_socket: socket.socket) -> None:
-        self._qmp = QMPClient("sandbox-kernel")
-        self._qmp.logger.setLevel(logging.CRITICAL)  # it logs a peer's death as an error; we report it better
-        self._stack.push_async_callback(self._disconnect)
-        try:
-            async with asyncio.timeout(self._plan.boot_timeout):
-                await self._qmp.connect(qmp_socket)
-        except (QMPError, OSError, TimeoutError) as error:
-            await self.process.kill()
-            raise HostError(
-                f"QEMU did not start ({self.process.last_words() or error}); logs are in {self._plan.logs}."
-            ) from error
-        task = asyncio.create_task(self._watch_events(), name="qmp-events")
-        self._tasks.add(task)
-        self._stack.callback(task.cancel)
-        self.mark("QEMU answered")
-
-    async def _disconnect(self) -> None:
-        with suppress(Exception):  # the connection is going away either way, in whatever state it is
-            async with asyncio.timeout(_QUIT):
-                await self._qmp.disconnect()
-
     async def _watch_events(self) -> None:
-        with self._qmp.listener(("SHUTDOWN", "GUEST_PANICKED")) as events:
+        with self._vmm.qmp.listener(("SHUTDOWN", "GUEST_PANICKED")) as events:
             async for event in events:
                 data = cast(dict[str, object], event.get("data", {}))
                 reason = str(data.get("reason", ""))[:40]
@@ -241,9 +259,10 @@ class Machine:
                     with suppress(ConnectionError, TimeoutError):
                         self.agent = await self.connect_agent()
                         break
-                    await asyncio.sleep(_POLL)
+                    await asyncio.sleep(_POLL if plan.template is None else _POLL_RESTORED)
                 self._stack.push_async_callback(self.agent.aclose)
-                self.hello = await self.agent.hello()
+                if plan.template is None:
+                    await self.agent.hello()
         except TimeoutError as error:
             raise BootError(
                 f"The VM's agent did not answer within boot_timeout = {plan.boot_timeout:g} s "
@@ -273,16 +292,3 @@ class Machine:
     def _evidence(self) -> str:
         console = self.console_tail()
         return f"console: {console}; logs: {self._plan.logs}" if console else f"logs: {self._plan.logs}"
-
-
-def devices(accelerator: str) -> tuple[Path, ...]:
-    """The device nodes QEMU needs for `accelerator`."""
-    return (Path("/dev/kvm"),) if accelerator == "kvm" else ()
-
-
-def _pair(stack: AsyncExitStack) -> tuple[socket.socket, socket.socket]:
-    ours, theirs = socket.socketpair()
-    stack.callback(ours.close)
-    stack.callback(theirs.close)
-    ours.setblocking(False)
-    return ours, theirs

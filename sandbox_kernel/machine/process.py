@@ -32,6 +32,7 @@ class QemuProcess:
         self._popen = popen
         self._stderr = stderr
         self._child: int | None = None
+        self._qemu_pid = 0
         self._loop = asyncio.get_running_loop()
         self._pidfd = os.pidfd_open(popen.pid)
         self.exited: asyncio.Future[int] = self._loop.create_future()
@@ -78,6 +79,7 @@ class QemuProcess:
             async with asyncio.timeout(_JAIL_DEADLINE):
                 child = await _read_child_pid(info_reader)
             process._child = os.pidfd_open(child)
+            process._qemu_pid = child
             cgroup.add(popen.pid)
             cgroup.add(child)
         except (OSError, ValueError, KeyError, TimeoutError) as error:
@@ -100,6 +102,11 @@ class QemuProcess:
     def pid(self) -> int:
         """Process id of bubblewrap, which is QEMU's parent and ends with it."""
         return self._popen.pid
+
+    @property
+    def qemu_pid(self) -> int:
+        """Process id of QEMU itself, which stands for the guest's memory."""
+        return self._qemu_pid
 
     def last_words(self) -> str:
         """The last lines that QEMU or bubblewrap wrote to standard error."""

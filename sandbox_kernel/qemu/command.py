@@ -39,6 +39,20 @@ class VsockDevice:
 
 
 @dataclass(frozen=True)
+class TemplateRam:
+    """Guest RAM in a template's file.
+
+    Attributes:
+        file: its path as seen in the jail.
+        private: writes stay with this QEMU, which waits for the devices' state (a clone); otherwise they go
+            into the file (the template's maker).
+    """
+
+    file: PurePosixPath
+    private: bool
+
+
+@dataclass(frozen=True)
 class QemuConfig:
     """What QEMU is told.
 
@@ -51,6 +65,8 @@ class QemuConfig:
         console_fd: inherited stream socket that gets the serial console.
         qmp_fd: inherited stream socket for QMP; None for a machine nobody talks to.
         vsock: the vsock device; None for a machine without.
+        template: where the RAM lies; None for a machine that boots and is not to be saved. With a template
+            the vsock device is prepared but not plugged in (`vsock_device`), as it cannot be saved.
         kernel_arguments: words for the guest kernel's command line beside `KERNEL_ARGUMENTS`.
     """
 
@@ -63,6 +79,7 @@ class QemuConfig:
     qmp_fd: int | None = None
     vsock: VsockDevice | None = None
     kernel_arguments: tuple[str, ...] = ()
+    template: TemplateRam | None = None
 
 
 def command_line(config: QemuConfig) -> list[str]:
@@ -75,8 +92,7 @@ def command_line(config: QemuConfig) -> list[str]:
         *_accelerator(config),
         *("-smp", str(config.vcpus)),
         *("-m", f"{config.memory}M"),
-        # share=on lets the vhost-user device map it; sealed, so that nobody can shrink it under the device.
-        *("-object", f"memory-backend-memfd,id=ram,size={config.memory}M,share=on,seal=on"),
+        *("-object", _ram(config)),
         *("-kernel", str(config.image / "vmlinux")),
         *("-initrd", str(config.image / "initrd")),
         *("-append", " ".join(KERNEL_ARGUMENTS + config.kernel_arguments)),
@@ -89,8 +105,32 @@ def command_line(config: QemuConfig) -> list[str]:
     if config.qmp_fd is not None:
         argv += ["-chardev", f"socket,id=qmp,fd={config.qmp_fd}", "-mon", "chardev=qmp,mode=control"]
     if config.vsock is not None:
-        argv += _vsock(config.vsock)
+        if config.vsock.kernel_cid is None:
+            argv += ["-chardev", f"socket,id=vsock,fd={config.vsock.fd}"]
+        if config.template is None:
+            argv += ["-device", ",".join(f"{name}={value}" for name, value in vsock_device(config.vsock))]
+    if config.template is not None and config.template.private:
+        argv += ["-incoming", "defer"]
     return argv
+
+
+def vsock_device(device: VsockDevice) -> list[tuple[str, str | int]]:
+    """The vsock device's driver and properties, for the command line or for `device_add`."""
+    if device.kernel_cid is not None:
+        return [
+            ("driver", "vhost-vsock-pci"),
+            ("guest-cid", device.kernel_cid),
+            ("vhostfd", str(device.fd)),
+        ]
+    return [("driver", "vhost-user-vsock-pci"), ("chardev", "vsock")]
+
+
+def _ram(config: QemuConfig) -> str:
+    if config.template is None:
+        # share=on lets the vhost-user device map it; sealed, so that nobody can shrink it under the device.
+        return f"memory-backend-memfd,id=ram,size={config.memory}M,share=on,seal=on"
+    share = "off" if config.template.private else "on"
+    return f"memory-backend-file,id=ram,size={config.memory}M,mem-path={config.template.file},share={share}"
 
 
 def _accelerator(config: QemuConfig) -> list[str]:
@@ -98,12 +138,3 @@ def _accelerator(config: QemuConfig) -> list[str]:
         return ["-accel", "kvm", "-cpu", "host"]
     cache = TRANSLATION_CACHE["small" if config.memory < 512 else "large"]
     return ["-accel", f"tcg,thread=multi,tb-size={cache}", "-cpu", "max"]
-
-
-def _vsock(device: VsockDevice) -> list[str]:
-    if device.kernel_cid is not None:
-        return ["-device", f"vhost-vsock-pci,guest-cid={device.kernel_cid},vhostfd={device.fd}"]
-    return [
-        *("-chardev", f"socket,id=vsock,fd={device.fd}"),
-        *("-device", "vhost-user-vsock-pci,chardev=vsock"),
-    ]

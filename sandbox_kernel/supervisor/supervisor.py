@@ -10,16 +10,17 @@ Files and cgroup are then removed by the guardian (jail/guardian.py), which need
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from sandbox_kernel.agent.client import KernelExit
-from sandbox_kernel.agent.protocol import CHANNEL_PORTS
+from sandbox_kernel.agent.protocol import CHANNEL_PORTS, can_adopt
 from sandbox_kernel.errors import (
     BootError,
     GuestError,
@@ -27,16 +28,19 @@ from sandbox_kernel.errors import (
     KernelStartError,
     NoSpaceError,
     SandboxKernelError,
+    TemplateError,
 )
 from sandbox_kernel.image.store import ImageStore
 from sandbox_kernel.jail import cgroup
 from sandbox_kernel.jail.guardian import Guardian
 from sandbox_kernel.machine import accelerator
 from sandbox_kernel.machine.machine import Machine, MachinePlan, choose_vsock
+from sandbox_kernel.machine.template import key_of
 from sandbox_kernel.relay.relay import ClientEndpoints, Relay
 from sandbox_kernel.supervisor import folders
 from sandbox_kernel.supervisor.control import LaunchRequest, addresses
 from sandbox_kernel.supervisor.log import log_to
+from sandbox_kernel.template.store import TemplateStore
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +74,7 @@ class Supervisor:
         self._guardian: Guardian | None = None
         self._machine: Machine | None = None
         self._relay: Relay | None = None
+        self._started = asyncio.Event()
         self._orderly = False
         self.logs = ""
         """Folder of the VM's logs, once there is one."""
@@ -155,15 +160,17 @@ class Supervisor:
         self._relay = relay = Relay(_endpoints(info), info["key"].encode(), info["signature_scheme"])
         self._stack.push_async_callback(relay.aclose)
         relay.bind()
+        store, key = TemplateStore(), key_of(image, spec.memory, spec.vcpus, chosen)
+        template = store.open(key)
         plan = MachinePlan(
-            image, spec.memory, spec.vcpus, chosen, vsock, spec.boot_timeout, claimed.logs, group
+            image, spec.memory, spec.vcpus, chosen, vsock, spec.boot_timeout, claimed.logs, group, template
         )
-        self._machine = machine = Machine(plan)
-        self._stack.push_async_callback(machine.stop)
-        await machine.start()
-        self._mark("booted")
+        machine = await self._start_machine(plan)
+        self._mark("restored" if machine.restored else "booted")
+        attach = self._task(self._attach(relay, machine, request))
         kernel_exit = await self._start_kernel(machine, request)
-        await self._attach(relay, machine, kernel_exit)
+        self._mark("kernel started")
+        await self._until_attached(attach, kernel_exit)
         self._mark("kernel connected")
         self._watch(machine.ended, self._on_machine_ended)
         self._watch(relay.failed, self._on_machine_ended)
@@ -172,10 +179,25 @@ class Supervisor:
             "accelerator": [chosen, why_accelerator],
             "vsock": [vsock, why_vsock],
             "image": image.digest,
-            "guest_kernel": machine.hello.kernel,
+            "guest_kernel": image.manifest.kernel,
             "logs": str(claimed.logs),
+            "start": "restored" if machine.restored else "cold",
             "trace": self._trace | {f"machine: {name}": seconds for name, seconds in machine.phases},
         }
+
+    async def _start_machine(self, plan: MachinePlan) -> Machine:
+        """Restores a VM; boots it when there is no template, or none that is of any use."""
+        self._machine = machine = Machine(plan)
+        self._stack.push_async_callback(machine.stop)
+        try:
+            await machine.start()
+        except TemplateError as error:
+            assert plan.template is not None
+            log.warning("%s The kernel boots instead.", error)
+            with suppress(HostError):
+                TemplateStore().remove(plan.template.digest)
+            return await self._start_machine(dataclasses.replace(plan, template=None))
+        return machine
 
     def _guard(self, claimed: folders.Folders, group: cgroup.Cgroup) -> None:
         """Starts the guardian, and another one whenever it is killed."""
@@ -198,20 +220,29 @@ class Supervisor:
         await machine.agent.configure(
             clock=time.time_ns(), hostname="sandbox", entropy=os.urandom(64), pids=request.spec.processes
         )
-        await machine.agent.start(request.argv, request.env, _guest_connection(request.connection))
-        self._mark("kernel started")
+        connection = _guest_connection(request.connection)
+        starting = self._task(machine.agent.start(request.argv, request.env, connection))
         waiter = await machine.connect_agent()
         self._stack.push_async_callback(waiter.aclose)
+        await starting
+        self._started.set()
         return self._task(waiter.wait())
 
-    async def _attach(self, relay: Relay, machine: Machine, kernel_exit: asyncio.Task[KernelExit]) -> None:
-        """Connects the relay to the guest's channels, unless kernel or machine ends first."""
-        attach = self._task(
-            relay.attach(lambda channel: machine.vsock.connect(CHANNEL_PORTS[channel], _CONNECT))
-        )
-        await asyncio.wait(
-            {attach, kernel_exit, machine.ended, relay.failed}, return_when=asyncio.FIRST_COMPLETED
-        )
+    async def _attach(self, relay: Relay, machine: Machine, request: LaunchRequest) -> None:
+        """Connects the relay to the guest's channels, as soon as they are those of the kernel to come."""
+        if not (machine.restored and can_adopt(list(request.argv), dict(request.env))):
+            await self._started.wait()
+        await relay.attach(lambda channel: machine.vsock.connect(CHANNEL_PORTS[channel], _CONNECT))
+
+    async def _until_attached(
+        self, attach: asyncio.Task[None], kernel_exit: asyncio.Task[KernelExit]
+    ) -> None:
+        """Waits for the relay, unless kernel or machine ends first."""
+        machine, relay = self._machine, self._relay
+        assert machine is not None
+        assert relay is not None
+        either: set[asyncio.Future[Any]] = {attach, kernel_exit, machine.ended, relay.failed}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if attach.done():
             attach.result()
             return

@@ -76,8 +76,8 @@ class Agent:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(self.path)
         listener.listen(64)
-        operations = Operations(children, settings, {"agent": 1.5}, self.ended.set)
-        server = Server(listener, operations.perform, None, frame_seconds)
+        self.operations = Operations(children, settings, {"agent": 1.5}, self.ended.set)
+        server = Server(listener, self.operations.perform, None, frame_seconds)
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def connect(self) -> socket.socket:

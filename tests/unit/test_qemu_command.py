@@ -49,9 +49,9 @@ def test_the_accelerator_is_the_one_chosen_and_no_other() -> None:
 def test_each_vsock_is_a_device_of_its_own_kind() -> None:
     userspace = dataclasses.replace(CONFIG, vsock=VsockDevice(9))
     kernel = dataclasses.replace(CONFIG, vsock=VsockDevice(9, kernel_cid=77))
-    assert values(command_line(userspace), "-device")[-1] == "vhost-user-vsock-pci,chardev=vsock"
+    assert values(command_line(userspace), "-device")[-1] == "driver=vhost-user-vsock-pci,chardev=vsock"
     assert "socket,id=vsock,fd=9" in values(command_line(userspace), "-chardev")
-    assert values(command_line(kernel), "-device")[-1] == "vhost-vsock-pci,guest-cid=77,vhostfd=9"
+    assert values(command_line(kernel), "-device")[-1] == "driver=vhost-vsock-pci,guest-cid=77,vhostfd=9"
 
 
 def test_a_machine_nobody_talks_to_has_no_qmp() -> None:

@@ -1,0 +1,190 @@
+"""Makes the process that becomes a template's kernel: initialised and warm, waiting to be told whose it is.
+
+A template is a VM that was saved with a kernel in it. Everything that takes long has been done by then:
+imports, IPython's shell, a first cell. What differs from one clone to the next arrives after the restore, as
+one line of JSON on a descriptor from the agent, before any request:
+
+    ← {"ready": true}                                                   warm; the VM may be saved
+    → {"env": {…}, "cwd": …, "connection": {"key": …, …}}
+    ← {"ready": true}                                                   this is a kernel of its own now
+
+Rules. No user code runs before that, and nothing of the warm-up is left for it to see. No secret and no
+identity of the template lives on: session key and ids, and every generator in this process that drew from the
+kernel's before, are made anew. What stays the same in all clones is the seed of `hash` for text and bytes,
+which an interpreter takes once, at its start, and the process id.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ipykernel.kernelapp import IPKernelApp
+
+_PATIENCE = 60_000
+"""Milliseconds that a warm-up request may take, under emulation on a busy host."""
+_LONGEST_LINE = 1 << 20
+_ENTROPY = 64
+_preloaded: list[str] = []
+
+
+def arm(fd: int, modules: list[str]) -> None:
+    """Makes the application that will start in this process stand by.
+
+    Args:
+        fd: socket to the agent, owned from now on.
+        modules: imported before anything else of the warm-up; one that fails is passed over, as the cell
+            that needs it will tell why.
+    """
+    from ipykernel.kernelapp import IPKernelApp
+
+    start: Any = IPKernelApp.start
+
+    def start_and_stand_by(app: IPKernelApp) -> None:
+        IPKernelApp.start = start  # type: ignore[method-assign]
+        threading.Thread(target=_stand_by, args=(app, fd, modules), daemon=True).start()
+        start(app)
+
+    IPKernelApp.start = start_and_stand_by  # type: ignore[method-assign]
+
+
+def _stand_by(app: IPKernelApp, fd: int, modules: list[str]) -> None:
+    with os.fdopen(fd, "r+b", buffering=0) as line:
+        _preloaded.extend(modules)
+        for module in modules:
+            _in_main_thread(app, lambda name=module: _preload(name))
+        _warm_up(app)
+        _in_main_thread(app, _settle)
+        line.write(b'{"ready": true}\n')
+        order = json.loads(_read_line(line))
+        _in_main_thread(app, lambda: become(app, order))
+        line.write(b'{"ready": true}\n')
+
+
+def _read_line(line: Any) -> bytes:
+    text = b""
+    while not text.endswith(b"\n"):
+        piece = line.read(65536)
+        if not piece or len(text) > _LONGEST_LINE:
+            os._exit(0)  # the agent has no use for this kernel
+        text += piece
+    return text
+
+
+def _in_main_thread(app: IPKernelApp, call: Any) -> None:
+    """Runs `call` in the kernel's event loop and waits for it."""
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            call()
+        finally:
+            done.set()
+
+    while getattr(app, "io_loop", None) is None:
+        threading.Event().wait(0.01)  # the main thread has not reached its loop yet
+    app.io_loop.add_callback(run)
+    done.wait()
+
+
+def _preload(module: str) -> None:
+    try:
+        __import__(module)
+    except BaseException as error:
+        print(f"preload {module}: {error!r}", file=sys.__stderr__)
+
+
+def _warm_up(app: IPKernelApp) -> None:
+    """Sends a kernel its first requests, from inside, as a client would."""
+    import zmq
+    from jupyter_client.session import Session
+
+    session = Session(key=app.session.key)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as shell:
+        shell.linger = 0
+        shell.connect(f"ipc://{app.ip}-{app.shell_port}")
+
+        def ask(kind: str, **content: Any) -> None:
+            session.send(shell, kind, content)
+            if not shell.poll(_PATIENCE):
+                raise TimeoutError(f"no reply to {kind}")
+            shell.recv_multipart()
+
+        options = {"silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False}
+        ask("kernel_info_request")
+        ask("execute_request", code="pass", **options)
+        ask("execute_request", code="print(end='')", **options)
+        ask("execute_request", code="", **(options | {"silent": True}))
+        ask("comm_info_request")
+    shell_of_user = app.kernel.shell
+    _in_main_thread(app, lambda: shell_of_user.display_formatter.format(1))
+    _in_main_thread(app, lambda: _explain(shell_of_user))
+
+
+def _explain(shell: Any) -> None:
+    """What the first error of a kernel takes seconds for: the modules that explain it."""
+    try:
+        raise ValueError("warm-up")
+    except ValueError:
+        shell.InteractiveTB.structured_traceback(*sys.exc_info())
+
+
+def _settle() -> None:
+    """Nothing that lives as long as the process shall be looked at, or copied, ever again."""
+    gc.collect()
+    gc.freeze()
+
+
+def become(app: IPKernelApp, order: dict[str, Any]) -> None:
+    """Makes the kernel in this process the one that `order` describes."""
+    os.environ.update(order["env"])
+    os.chdir(order["cwd"])
+    app.kernel.shell.history_manager.dir_hist[:] = [Path(order["cwd"])]
+    _take_identity(app, order["connection"])
+    _forget()
+    _reseed()
+
+
+def _take_identity(app: IPKernelApp, connection: dict[str, Any]) -> None:
+    from jupyter_client.session import new_id
+
+    session, kernel = app.session, app.kernel
+    session.session = new_id()
+    session.signature_scheme = connection.get("signature_scheme", session.signature_scheme)
+    session.key = connection["key"].encode()
+    session.digest_history.clear()
+    session.message_count = 0
+    kernel.ident = new_id()
+    kernel.shell.displayhook.topic = kernel._topic("execute_result")
+
+
+def _forget() -> None:
+    """What modules remember of a machine that this one no longer is."""
+    platform = sys.modules.get("platform")
+    if platform is not None:
+        platform._uname_cache = None  # type: ignore[attr-defined]
+
+
+def _reseed() -> None:
+    """Every generator of this process whose state the template has; the guest's own has been reseeded."""
+    random.seed()
+    tempfile._name_sequence = None  # type: ignore[attr-defined]
+    uuid = sys.modules.get("uuid")
+    if uuid is not None:
+        uuid._last_timestamp = None  # type: ignore[attr-defined]
+        uuid._node = None  # type: ignore[attr-defined]
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+    # OpenSSL makes its generator when it is first asked, which nothing in a warm-up does; a module may have.
+    ssl = sys.modules.get("ssl") if _preloaded else None
+    if ssl is not None:
+        ssl.RAND_add(os.urandom(_ENTROPY), float(_ENTROPY))

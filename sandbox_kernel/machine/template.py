@@ -1,0 +1,117 @@
+"""Makes a template: boots a VM whose RAM is a file, waits until its kernel is warm, stops and saves it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import QMPError
+
+from sandbox_kernel.agent.protocol import TEMPLATE_WORD, WARM
+from sandbox_kernel.errors import GuestError, TemplateError
+from sandbox_kernel.image.store import Image
+from sandbox_kernel.jail import bubblewrap
+from sandbox_kernel.jail.cgroup import Cgroup
+from sandbox_kernel.machine.migration import save
+from sandbox_kernel.machine.vmm import INSTALL, Vmm, VmmPlan
+from sandbox_kernel.qemu.command import KERNEL_ARGUMENTS, TRANSLATION_CACHE
+from sandbox_kernel.template.key import TemplateKey, identify_cpu, identify_qemu
+from sandbox_kernel.template.store import RAM, STATE, Template, TemplateStore
+
+_QUIT = 5.0
+
+
+def key_of(
+    image: Image, memory: int, vcpus: int, accelerator: str, modules: tuple[str, ...] = ()
+) -> TemplateKey:
+    """The key of a machine's template.
+
+    Raises:
+        MissingToolError: QEMU is not installed.
+    """
+    return TemplateKey(
+        image.digest,
+        memory,
+        vcpus,
+        accelerator,
+        tuple(sorted(modules)),
+        identify_qemu(bubblewrap.find("qemu-system-x86_64", INSTALL)),
+        identify_cpu(accelerator),
+        " ".join((*KERNEL_ARGUMENTS, str(TRANSLATION_CACHE))),
+    )
+
+
+async def make(
+    store: TemplateStore, key: TemplateKey, image: Image, cgroup: Cgroup, timeout: float
+) -> Template | None:
+    """Makes the template for `key`; None while somebody else makes it.
+
+    Args:
+        store: where it is kept.
+        key: what it is for.
+        image: the guest image of that digest.
+        cgroup: joined by QEMU.
+        timeout: seconds until the guest's kernel must be warm.
+
+    Raises:
+        HostError: something on the host is missing.
+        NoSpaceError: there is no room.
+        TemplateError: the guest did not come so far.
+    """
+    with store.make(key) as staging, tempfile.TemporaryDirectory(prefix="sandbox-kernel-template-") as logs:
+        if staging is None:
+            return None
+        with (staging / RAM).open("wb") as ram:
+            ram.truncate(key.memory << 20)
+        async with AsyncExitStack() as stack:
+            word = TEMPLATE_WORD + json.dumps({"modules": key.modules}).encode().hex()
+            vmm = Vmm(
+                VmmPlan(
+                    image,
+                    key.memory,
+                    key.vcpus,
+                    key.accelerator,
+                    Path(logs),
+                    cgroup,
+                    ram=staging / RAM,
+                    kernel_arguments=(word,),
+                )
+            )
+            stack.push_async_callback(vmm.aclose)
+            await vmm.start()
+            await vmm.greet(timeout)
+            try:
+                await _until_warm(vmm, timeout)
+                await vmm.qmp.execute("stop")
+                await save(vmm.qmp, staging / STATE)
+                await _quit(vmm)
+            except (QMPError, OSError, TimeoutError, GuestError) as error:
+                raise TemplateError(
+                    f"No template could be made ({error or 'no answer in time'}; console: "
+                    f"{vmm.console.last_lines()}); kernels boot instead."
+                ) from error
+        return store.publish(staging, key)
+
+
+async def _until_warm(vmm: Vmm, timeout: float) -> None:
+    warm = asyncio.ensure_future(vmm.console.seen(WARM))
+    either: set[asyncio.Future[Any]] = {warm, vmm.process.exited}
+    try:
+        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not warm.done():
+            raise GuestError("the guest ended" if vmm.process.exited.done() else f"not warm in {timeout:g} s")
+    finally:
+        warm.cancel()
+
+
+async def _quit(vmm: Vmm) -> None:
+    """Lets QEMU end by itself, so that all of the RAM is in the file."""
+    try:
+        await vmm.qmp.execute("quit")
+    except (QMPError, EOFError):
+        pass  # it may be gone before it has answered
+    await asyncio.wait({vmm.process.exited}, timeout=_QUIT)
