@@ -100,6 +100,8 @@ class Operations:
             socket.sethostname(hostname)
         if payload:
             system.add_entropy(payload)
+            if self.standby is not None:
+                system.new_identity()
         if pids is not None:
             cgroup.limit_pids(self._settings, pids)
         if reserve is not None:

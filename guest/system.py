@@ -11,7 +11,7 @@ import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND = 2, 4, 8, 4096
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _PR_SET_NO_NEW_PRIVS = 38
@@ -111,6 +111,30 @@ def add_entropy(data: bytes) -> None:
     with open("/dev/urandom", "wb", buffering=0) as device:
         fcntl.ioctl(device, _RNDADDENTROPY, struct.pack("ii", len(data) * 8, len(data)) + data)
         fcntl.ioctl(device, _RNDRESEEDCRNG)
+
+
+def new_identity() -> None:
+    """Gives this machine ids of its own: it began as another one's copy.
+
+    Linux makes its boot id once and has no way to change it, so another file is laid over it.
+    """
+    write_new("/etc/machine-id", f"{os.urandom(16).hex()}\n")
+    random = bytearray(os.urandom(16))
+    random[6], random[8] = random[6] & 0x0F | 0x40, random[8] & 0x3F | 0x80  # RFC 9562, section 5.4
+    text = random.hex()
+    boot = "/run/boot_id"
+    write_new(boot, "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:])) + "\n")
+    target = "/proc/sys/kernel/random/boot_id"
+    _check(_libc.mount(boot.encode(), target.encode(), None, ctypes.c_ulong(MS_BIND), None), target)
+
+
+def write_new(path: str, content: str) -> None:
+    """Writes a whole file that everybody may read."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o444)
+    try:
+        os.write(fd, content.encode())
+    finally:
+        os.close(fd)
 
 
 def set_limits() -> None:

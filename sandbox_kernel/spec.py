@@ -19,6 +19,9 @@ from sandbox_kernel.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "SANDBOX_KERNEL_"
 
+_PRELOADS = 16
+"""Modules to preload; their names travel on the guest kernel's command line, which has 2 KiB."""
+
 ALWAYS_FORWARDED = (
     "JPY_SESSION_NAME",
     "IPYKERNEL_CELL_NAME",
@@ -44,6 +47,8 @@ class VMSpec:
         env: patterns (`NAME` or `PREFIX_*`) of host variables that the kernel may see.
         boot_timeout: seconds from launch to a kernel that accepts connections.
         processes: processes and threads that the kernel may have in the guest.
+        start: `auto` (restored from a template where there is one) or `cold`.
+        preload: Python modules that are imported in the template.
     """
 
     image: str = "default"
@@ -55,6 +60,8 @@ class VMSpec:
     env: tuple[str, ...] = ()
     boot_timeout: float = 60.0
     processes: int = 4096
+    start: str = "auto"
+    preload: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VMSpec:
@@ -73,6 +80,7 @@ class Key:
     maximum: float = 0
     choices: tuple[str, ...] = ()
     pattern: str = ""
+    most: int = 256
 
     def parse(self, text: str) -> Any:
         """The value that an environment variable's text stands for; the text itself when it is none."""
@@ -90,7 +98,7 @@ class Key:
         if self.kind is tuple:
             return (
                 isinstance(value, list | tuple)
-                and len(value) <= 256
+                and len(value) <= self.most
                 and all(isinstance(item, str) and re.fullmatch(self.pattern, item) for item in value)
             )
         if self.kind is str:
@@ -141,6 +149,14 @@ KEYS: dict[str, Key] = {
         ),
         _number("boot_timeout", float, 1, 3600, " s"),
         _number("processes", int, 16, 1048576, ""),
+        _choice("start", "auto", "cold"),
+        Key(
+            "preload",
+            tuple,
+            "a list of names of Python modules",
+            pattern=r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*",
+            most=_PRELOADS,
+        ),
     )
 }
 """Every key that a kernelspec, traitlets or the environment may set."""

@@ -89,6 +89,10 @@ class AgentClient:
         order: dict[str, object] = {"clock": clock, "hostname": hostname, "pids": pids}
         await self._call("configure", order if reserve is None else order | {"reserve": reserve}, entropy)
 
+    async def set_clock(self, clock: int) -> None:
+        """Sets the guest's wall clock, to nanoseconds since the epoch."""
+        await self._call("configure", {"clock": clock}, b"")
+
     async def start(
         self,
         argv: Sequence[str],

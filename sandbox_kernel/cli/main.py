@@ -17,6 +17,7 @@ from sandbox_kernel.cli.doctor import doctor
 from sandbox_kernel.cli.image import image
 from sandbox_kernel.cli.kernelspec import kernelspec
 from sandbox_kernel.cli.setup import setup
+from sandbox_kernel.cli.template import template
 from sandbox_kernel.errors import SandboxKernelError
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
 
 
-for command in (setup, doctor, image, kernelspec):
+for command in (setup, doctor, image, template, kernelspec):
     main.add_command(command)
 
 

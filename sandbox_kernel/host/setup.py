@@ -3,6 +3,7 @@
     host           programs and facilities; Debian packages are installed if this is root
     image          the default image is built, or found unchanged
     accelerator    KVM is probed, unless that has been done for this host, QEMU and guest kernel
+    template       a kernel of the default size is started once, for others to be restored from
     kernelspec     installed where Jupyter of this environment looks
 
 Each part leaves things so that a second run finds it done.
@@ -13,13 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox_kernel.errors import HostError
-from sandbox_kernel.host import debian, kernelspec, requirements
+from sandbox_kernel.errors import HostError, TemplateError
+from sandbox_kernel.host import debian, kernelspec, requirements, template
 from sandbox_kernel.host.finding import Finding
 from sandbox_kernel.image.build import Order, build, default_recipe
 from sandbox_kernel.image.progress import Progress
 from sandbox_kernel.image.store import Image, ImageStore
 from sandbox_kernel.machine import accelerator
+from sandbox_kernel.spec import VMSpec
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def run(progress: Progress, mirror: str | None = None, prefix: str | None = None
         progress.note("Building the default image; this is done once.")
     image, _ = build(order, store, progress)
     chosen, reason = _choose_accelerator(image, progress)
+    _make_template(progress)
     folder, _ = kernelspec.install(kernelspec.Installation(prefix=prefix))
     return Outcome(image, chosen, reason, folder)
 
@@ -74,6 +77,13 @@ def _choose_accelerator(image: Image, progress: Progress) -> tuple[str, str]:
         return "tcg", missing
     verdict = accelerator.cached(image) or probe(image, progress)
     return ("kvm" if verdict.usable else "tcg"), verdict.reason
+
+
+def _make_template(progress: Progress) -> None:
+    try:
+        template.ensure(VMSpec(), progress)
+    except TemplateError as error:
+        progress.note(str(error))
 
 
 def _require(findings: list[Finding]) -> None:

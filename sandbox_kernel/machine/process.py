@@ -41,7 +41,7 @@ class QemuProcess:
 
     @classmethod
     async def start(
-        cls, jail: Jail, argv: Sequence[str], fds: Sequence[int], cgroup: Cgroup, log: Path
+        cls, jail: Jail, argv: Sequence[str], fds: Sequence[int], cgroup: Cgroup, log: Path, nice: int = 0
     ) -> QemuProcess:
         """Starts `argv` in `jail`.
 
@@ -51,6 +51,7 @@ class QemuProcess:
             fds: descriptors it inherits under the same numbers.
             cgroup: joined before the program runs.
             log: file for its standard error.
+            nice: added to its niceness.
 
         Raises:
             HostError: the jail could not be set up.
@@ -82,6 +83,8 @@ class QemuProcess:
             process._qemu_pid = child
             cgroup.add(popen.pid)
             cgroup.add(child)
+            if nice:
+                os.setpriority(os.PRIO_PROCESS, child, os.getpriority(os.PRIO_PROCESS, 0) + nice)
         except (OSError, ValueError, KeyError, TimeoutError) as error:
             await process.kill()
             raise HostError(

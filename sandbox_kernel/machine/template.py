@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
+import shutil
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 from qemu.qmp import QMPError
@@ -23,6 +22,7 @@ from sandbox_kernel.template.key import TemplateKey, identify_cpu, identify_qemu
 from sandbox_kernel.template.store import RAM, STATE, Template, TemplateStore
 
 _QUIT = 5.0
+_NICE = 19
 
 
 def key_of(
@@ -45,16 +45,16 @@ def key_of(
     )
 
 
-async def make(
-    store: TemplateStore, key: TemplateKey, image: Image, cgroup: Cgroup, timeout: float
-) -> Template | None:
+async def make(store: TemplateStore, key: TemplateKey, image: Image, timeout: float) -> Template | None:
     """Makes the template for `key`; None while somebody else makes it.
+
+    The machine runs our own programs and the modules to preload, before any user's code, with the lowest
+    priority that there is.
 
     Args:
         store: where it is kept.
         key: what it is for.
         image: the guest image of that digest.
-        cgroup: joined by QEMU.
         timeout: seconds until the guest's kernel must be warm.
 
     Raises:
@@ -62,9 +62,10 @@ async def make(
         NoSpaceError: there is no room.
         TemplateError: the guest did not come so far.
     """
-    with store.make(key) as staging, tempfile.TemporaryDirectory(prefix="sandbox-kernel-template-") as logs:
+    with store.make(key) as staging:
         if staging is None:
             return None
+        (logs := staging / "logs").mkdir()
         with (staging / RAM).open("wb") as ram:
             ram.truncate(key.memory << 20)
         async with AsyncExitStack() as stack:
@@ -75,9 +76,10 @@ async def make(
                     key.memory,
                     key.vcpus,
                     key.accelerator,
-                    Path(logs),
-                    cgroup,
+                    logs,
+                    Cgroup(()),
                     ram=staging / RAM,
+                    nice=_NICE,
                     kernel_arguments=(word,),
                 )
             )
@@ -94,6 +96,7 @@ async def make(
                     f"No template could be made ({error or 'no answer in time'}; console: "
                     f"{vmm.console.last_lines()}); kernels boot instead."
                 ) from error
+        shutil.rmtree(logs)
         return store.publish(staging, key)
 
 

@@ -44,6 +44,7 @@ class VmmPlan:
         private: whether writes to `ram` stay with this QEMU, which then waits to be restored.
         inherit: further descriptors that QEMU keeps, same number.
         kernel_arguments: further words for the guest kernel's command line.
+        nice: added to its niceness.
     """
 
     image: Image
@@ -57,6 +58,7 @@ class VmmPlan:
     private: bool = False
     inherit: Sequence[int] = ()
     kernel_arguments: tuple[str, ...] = ()
+    nice: int = 0
 
 
 class Vmm:
@@ -99,7 +101,7 @@ class Vmm:
         if plan.vsock is not None:
             fds.append(plan.vsock.fd)
         self.process = await QemuProcess.start(
-            jail, command_line(config), fds, plan.cgroup, plan.logs / "qemu.log"
+            jail, command_line(config), fds, plan.cgroup, plan.logs / "qemu.log", plan.nice
         )
         self._stack.push_async_callback(self.process.kill)
         for end in (qemu_qmp, qemu_console):

@@ -50,6 +50,8 @@ class MicroVMProvisioner(KernelProvisionerBase):
     )
     boot_timeout = Float(None, allow_none=True, config=True, help="Seconds until the kernel must accept.")
     processes = Int(None, allow_none=True, config=True, help="Processes and threads in the guest.")
+    start = Unicode(None, allow_none=True, config=True, help="auto (from a template) or cold.")
+    preload: Any = List(None, allow_none=True, config=True, help="Modules imported in the template.")
     max_memory = Int(None, allow_none=True, config=True, help="Most MiB of RAM a kernelspec may ask for.")
     max_vcpus = Int(None, allow_none=True, config=True, help="Most virtual CPUs a kernelspec may ask for.")
     max_boot_timeout = Float(None, allow_none=True, config=True, help="Longest boot_timeout in seconds.")

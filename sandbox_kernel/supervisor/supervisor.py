@@ -19,7 +19,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox_kernel.agent.client import KernelExit
+from sandbox_kernel.agent.client import AgentClient, KernelExit
 from sandbox_kernel.agent.protocol import CHANNEL_PORTS, can_adopt
 from sandbox_kernel.errors import (
     BootError,
@@ -30,16 +30,17 @@ from sandbox_kernel.errors import (
     SandboxKernelError,
     TemplateError,
 )
-from sandbox_kernel.image.store import ImageStore
+from sandbox_kernel.image.store import Image, ImageStore
 from sandbox_kernel.jail import cgroup
 from sandbox_kernel.jail.guardian import Guardian
 from sandbox_kernel.machine import accelerator
 from sandbox_kernel.machine.machine import Machine, MachinePlan, choose_vsock
-from sandbox_kernel.machine.template import key_of
+from sandbox_kernel.machine.template import key_of, make
 from sandbox_kernel.relay.relay import ClientEndpoints, Relay
 from sandbox_kernel.supervisor import folders
 from sandbox_kernel.supervisor.control import LaunchRequest, addresses
 from sandbox_kernel.supervisor.log import log_to
+from sandbox_kernel.template.key import TemplateKey
 from sandbox_kernel.template.store import TemplateStore
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,12 @@ log = logging.getLogger(__name__)
 _DRAIN = 2.0
 _SIGNAL = 10.0
 _CONNECT = 10.0
+_CLOCK_TRIES = 5
+_CLOCK_ERROR = 0.02
+"""Seconds that the guest's clock may be behind."""
+_TEMPLATE_AFTER = 5.0
+"""Seconds after a cold start before a template is made: the first cells come first."""
+_TEMPLATE_TIMEOUT = 300.0
 
 
 @dataclass(frozen=True)
@@ -160,8 +167,8 @@ class Supervisor:
         self._relay = relay = Relay(_endpoints(info), info["key"].encode(), info["signature_scheme"])
         self._stack.push_async_callback(relay.aclose)
         relay.bind()
-        store, key = TemplateStore(), key_of(image, spec.memory, spec.vcpus, chosen)
-        template = store.open(key)
+        key = key_of(image, spec.memory, spec.vcpus, chosen, spec.preload)
+        template = TemplateStore().open(key) if spec.start == "auto" else None
         plan = MachinePlan(
             image, spec.memory, spec.vcpus, chosen, vsock, spec.boot_timeout, claimed.logs, group, template
         )
@@ -172,6 +179,8 @@ class Supervisor:
         self._mark("kernel started")
         await self._until_attached(attach, kernel_exit)
         self._mark("kernel connected")
+        if spec.start == "auto" and not machine.restored:
+            self._task(self._make_template(key, image))
         self._watch(machine.ended, self._on_machine_ended)
         self._watch(relay.failed, self._on_machine_ended)
         self._watch(kernel_exit, self._on_kernel_exit)
@@ -198,6 +207,15 @@ class Supervisor:
                 TemplateStore().remove(plan.template.digest)
             return await self._start_machine(dataclasses.replace(plan, template=None))
         return machine
+
+    async def _make_template(self, key: TemplateKey, image: Image) -> None:
+        """Makes the template that this kernel lacked, for the next one: later, and after everything else."""
+        await asyncio.sleep(_TEMPLATE_AFTER)
+        try:
+            made = await make(TemplateStore(), key, image, timeout=_TEMPLATE_TIMEOUT)
+            log.info("template %s", "is being made by somebody else" if made is None else made.digest)
+        except SandboxKernelError as error:
+            log.warning("%s", error)
 
     def _guard(self, claimed: folders.Folders, group: cgroup.Cgroup) -> None:
         """Starts the guardian, and another one whenever it is killed."""
@@ -226,6 +244,7 @@ class Supervisor:
         self._stack.push_async_callback(waiter.aclose)
         await starting
         self._started.set()
+        await _set_clock(machine.agent)
         return self._task(waiter.wait())
 
     async def _attach(self, relay: Relay, machine: Machine, request: LaunchRequest) -> None:
@@ -309,6 +328,15 @@ class Supervisor:
     def _evidence(self) -> str:
         console = self._machine.console_tail() if self._machine is not None else ""
         return f"console: {console}; logs: {self.logs}" if console else f"logs: {self.logs}"
+
+
+async def _set_clock(agent: AgentClient) -> None:
+    """Sets the guest's clock as exactly as a request takes: at first that can be long, then a few ms."""
+    for _ in range(_CLOCK_TRIES):
+        began = time.monotonic()
+        await agent.set_clock(time.time_ns())
+        if time.monotonic() - began < _CLOCK_ERROR:
+            return
 
 
 def _endpoints(info: Mapping[str, Any]) -> ClientEndpoints:

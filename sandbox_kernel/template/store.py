@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 RAM = "ram"
 STATE = "state"
 _MANIFEST = "manifest.json"
-_DIGEST = r"[0-9a-f]{24}"
+_DIGITS = 24
+_DIGEST = rf"[0-9a-f]{{{_DIGITS}}}"
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,10 @@ class TemplateStore:
     def open(self, key: TemplateKey) -> Template | None:
         """The template for `key`, checked; None when there is none. A damaged one is discarded."""
         folder = self.directory / key.digest()
+        if not folder.exists():
+            return None
         try:
             found = _read(folder)
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("the template %s is damaged (%s) and is discarded", folder.name, error)
             self._discard(folder)
@@ -150,6 +151,7 @@ class TemplateStore:
                 return
             try:
                 shutil.rmtree(staging, ignore_errors=True)
+                self._sweep()
                 staging.mkdir(mode=0o700)
             except OSError as error:
                 raise _of_the_host(error) from error
@@ -186,6 +188,14 @@ class TemplateStore:
         except OSError as error:
             raise _of_the_host(error) from error
         return _read(folder)
+
+    def _sweep(self) -> None:
+        """Deletes what makers left who were killed: nobody holds their locks any more."""
+        for left in self.directory.glob(".build-*"):
+            name = left.name.replace(".build-", ".lock-", 1)[: len(".lock-") + _DIGITS]
+            with (self.directory / name).open("a") as lock, contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
 
     def _discard(self, folder: Path) -> None:
         """Deletes a template, so that nobody ever sees half of it."""

@@ -1,0 +1,43 @@
+"""Sees to it that there is a template for a VM, and not more of them than a disk can bear."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sandbox_kernel.errors import TemplateError
+from sandbox_kernel.image.progress import Progress
+from sandbox_kernel.image.store import ImageStore
+from sandbox_kernel.machine import accelerator
+from sandbox_kernel.machine.template import key_of, make
+from sandbox_kernel.spec import VMSpec
+from sandbox_kernel.template.store import Template, TemplateStore
+
+LIMIT = 8 << 30
+"""Bytes on disk of all templates together; the least recently used go first."""
+_PATIENCE = 300.0
+
+
+def ensure(spec: VMSpec, progress: Progress) -> Template:
+    """The template for VMs as `spec` has them, made now if there is none; blocks.
+
+    Raises:
+        HostError: the image or something else is missing, or there is no room.
+        TemplateError: it could not be made, or somebody else is making it.
+    """
+    return asyncio.run(_ensure(spec, progress))
+
+
+async def _ensure(spec: VMSpec, progress: Progress) -> Template:
+    image = ImageStore().open(spec.image)
+    chosen, _ = await accelerator.choose(spec.accelerator, image)
+    store, key = TemplateStore(), key_of(image, spec.memory, spec.vcpus, chosen, spec.preload)
+    found = store.open(key)
+    if found is None:
+        with progress.step("starting a kernel to restore others from"):
+            found = await make(store, key, image, _PATIENCE)
+        if found is None:
+            raise TemplateError(
+                f"Somebody else is making the template {key.digest()[:12]} just now; wait until it is there."
+            )
+        store.collect(LIMIT)
+    return found
