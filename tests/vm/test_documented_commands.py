@@ -15,6 +15,7 @@ import pexpect
 import pytest
 
 from sandbox_kernel.image.store import ImageStore
+from sandbox_kernel.template.store import TemplateStore
 from tests.microvm import READY
 
 pytestmark = pytest.mark.timeout(900)
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
 PATIENCE = 600.0
+IMAGES = ImageStore().directory
 
 
 def blocks(language: str) -> list[str]:
@@ -48,6 +50,13 @@ def own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     """A place for images that nobody else sees."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     yield
+
+
+@pytest.fixture
+def own_templates(own_images: None, tmp_path: Path) -> None:
+    """A place for templates that nobody else sees, with the images that everybody has."""
+    (tmp_path / "data" / "sandbox-kernel").mkdir(parents=True)
+    (tmp_path / "data" / "sandbox-kernel" / "images").symlink_to(IMAGES)
 
 
 def run(command: str, folder: Path, **environment: str) -> str:
@@ -149,6 +158,15 @@ def list_images(command: str, folder: Path) -> None:
     assert "default" in run(command, folder)
 
 
+def list_templates(command: str, folder: Path) -> None:
+    assert "PRELOADED" in run(command, folder)
+
+
+def build_template(command: str, folder: Path) -> None:
+    assert run(command, folder).startswith("template ")
+    assert [each.key["modules"] for each in TemplateStore().all()] == [["numpy", "pandas"]]
+
+
 CHECKS: dict[str, Callable[[str, Path], None]] = {
     "make demo": make_demo,
     "make test": make_test,
@@ -160,6 +178,8 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "sandbox-kernel image build --name science": build_science,
     "sandbox-kernel image build --name team": build_team,
     "sandbox-kernel image ls": list_images,
+    "sandbox-kernel template ls": list_templates,
+    "sandbox-kernel template build": build_template,
 }
 
 
@@ -171,6 +191,8 @@ def test_a_command_of_the_readme(
     assert len(checks) == 1, f"nobody checks {command!r}"
     if "image build" in command:
         request.getfixturevalue("own_images")
+    if "template build" in command:
+        request.getfixturevalue("own_templates")
     checks[0](command, folder)
 
 
