@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,10 @@ from jupyter_client.manager import KernelManager
 
 DEADLINE = 120.0
 """Seconds that any single wait may take; a benchmark that hangs says so."""
+
+
+COLD = ", cold"
+START = "SANDBOX_KERNEL_START"
 
 
 class KernelTrouble(Exception):
@@ -109,10 +114,15 @@ class Turn:
 
 @contextmanager
 def started(name: str) -> Iterator[Turn]:
-    """A kernel of the kernelspec `name`, ready; ended at the end, unless a measure did."""
-    manager = KernelManager(kernel_name=name)
-    began = time.monotonic()
-    manager.start_kernel(stderr=subprocess.DEVNULL)  # a plain kernel's warnings would break the table
+    """A kernel, ready; ended at the end, unless a measure did.
+
+    Args:
+        name: a kernelspec's, with `COLD` behind it for a VM that boots instead of being restored.
+    """
+    manager = KernelManager(kernel_name=name.removesuffix(COLD))
+    with _environment({START: "cold"} if name.endswith(COLD) else {}):
+        began = time.monotonic()
+        manager.start_kernel(stderr=subprocess.DEVNULL)  # a plain kernel's warnings would break the table
     client = manager.blocking_client()
     turn = Turn(manager, client, began)
     try:
@@ -126,3 +136,18 @@ def started(name: str) -> Iterator[Turn]:
         client.stop_channels()
         if not turn.over:
             manager.shutdown_kernel(now=True)
+
+
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    """This process's environment with `changes`, for a moment."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

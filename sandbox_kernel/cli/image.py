@@ -12,6 +12,7 @@ from sandbox_kernel.cli.progress import Steps
 from sandbox_kernel.image.build import Order, build, default_recipe
 from sandbox_kernel.image.recipe import read_requirements, requirement
 from sandbox_kernel.image.store import Image, ImageStore
+from sandbox_kernel.template.store import TemplateStore
 
 
 @click.group()
@@ -86,7 +87,11 @@ def remove_images(names: tuple[str, ...], unnamed: bool) -> None:
     if not chosen and not unnamed:
         raise click.UsageError("Name an image, or give --unnamed.")
     for name in chosen:
-        click.echo(f"removed {name} ({store.remove(name)[:12]})")
+        digest = store.remove(name)
+        click.echo(f"removed {name} ({digest[:12]})")
+        if digest not in [found.digest for found in store.list()]:
+            for template in TemplateStore().forget(digest):
+                click.echo(f"removed template {template[:12]}")
 
 
 def _megabytes(found: Image) -> str:

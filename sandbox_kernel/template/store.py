@@ -115,6 +115,13 @@ class TemplateStore:
             )
         self._discard(chosen[0])
 
+    def forget(self, image: str) -> list[str]:
+        """Deletes the templates of the image with the digest `image`; returns their names."""
+        gone = [each for each in self.all() if each.key.get("image") == image]
+        for template in gone:
+            self._discard(template.directory)
+        return [each.digest for each in gone]
+
     def collect(self, limit: int) -> list[str]:
         """Deletes the least recently used until the rest takes at most `limit` bytes; returns their names."""
         gone = []

@@ -119,6 +119,13 @@ def test_the_least_recently_used_go_first(store: TemplateStore) -> None:
     assert [template.key["memory"] for template in store.all()] == [258, 256]
 
 
+def test_an_images_templates_go_with_it(store: TemplateStore) -> None:
+    made = saved(store)
+    other = saved(store, dataclasses.replace(KEY, image="e" * 64))
+    assert store.forget(KEY.image) == [made.digest]
+    assert [each.digest for each in store.all()] == [other.digest]
+
+
 def test_a_template_is_removed_by_the_beginning_of_its_name(store: TemplateStore) -> None:
     made = saved(store)
     store.remove(made.digest[:12])
