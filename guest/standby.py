@@ -23,6 +23,7 @@ import random
 import sys
 import tempfile
 import threading
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,15 @@ def arm(fd: int, modules: list[str]) -> None:
 
 
 def _stand_by(app: IPKernelApp, fd: int, modules: list[str]) -> None:
+    try:
+        _serve(app, fd, modules)
+    except BaseException:
+        # Half a change of identity is none: the agent starts another kernel.
+        traceback.print_exc(file=sys.__stderr__)
+        os._exit(1)
+
+
+def _serve(app: IPKernelApp, fd: int, modules: list[str]) -> None:
     with os.fdopen(fd, "r+b", buffering=0) as line:
         _preloaded.extend(modules)
         for module in modules:
@@ -80,19 +90,23 @@ def _read_line(line: Any) -> bytes:
 
 
 def _in_main_thread(app: IPKernelApp, call: Any) -> None:
-    """Runs `call` in the kernel's event loop and waits for it."""
+    """Runs `call` in the kernel's event loop and waits for it; raises what it raises."""
     done = threading.Event()
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
             call()
-        finally:
-            done.set()
+        except BaseException as error:
+            errors.append(error)
+        done.set()
 
     while getattr(app, "io_loop", None) is None:
         threading.Event().wait(0.01)  # the main thread has not reached its loop yet
     app.io_loop.add_callback(run)
     done.wait()
+    if errors:
+        raise errors[0]
 
 
 def _preload(module: str) -> None:

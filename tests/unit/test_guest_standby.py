@@ -126,6 +126,17 @@ async def test_what_it_cannot_become_is_started_anew(
         await client.signal(9)
 
 
+async def test_a_kernel_that_cannot_change_its_identity_is_not_used(
+    standing_by: Agent, client: AgentClient, home: Path
+) -> None:
+    waiting = standing_by.operations.standby
+    assert waiting is not None
+    # No signature scheme of this name exists, so a new kernel ends as well: but it is a new one.
+    pid = await client.start(ARGV, ENVIRONMENT, CONNECTION | {"signature_scheme": "hmac-none"})
+    assert pid != waiting._kernel.pid
+    assert not waiting._kernel.alive
+
+
 def test_a_template_is_asked_for_on_the_command_line() -> None:
     word = "sandbox.template=" + json.dumps({"modules": ["numpy"]}).encode().hex()
     assert modules_wanted(f"console=ttyS0 {word} quiet") == ["numpy"]

@@ -245,10 +245,14 @@ async def test_a_crashed_kernel_is_restarted_by_the_server(kernel_of_server: tup
     ]
     assert len(supervisors) == 1
     qemu = [child for child in supervisors[0].children(recursive=True) if "qemu" in child.name()]
-    for process in qemu:
-        process.kill()
     deadline = time.monotonic() + READY
     async with server.socket(kernel) as socket:
+        # Only who listens before hears of it: a restored kernel is back within a second.
+        await socket.send(server.message("kernel_info_request", {}))
+        while json.loads(await asyncio.wait_for(socket.recv(), READY))["msg_type"] != "kernel_info_reply":
+            pass
+        for process in qemu:
+            process.kill()
         states = []
         while time.monotonic() < deadline and "restarting" not in states:
             message = json.loads(await asyncio.wait_for(socket.recv(), READY))

@@ -121,7 +121,7 @@ def test_a_disk_too_full_for_logs_is_announced_and_the_kernel_runs(installed: No
 
 
 def test_a_boot_deadline_says_where_the_boot_was_and_where_the_logs_are(installed: None) -> None:
-    text = error_of(BootError, boot_timeout=1)
+    text = error_of(BootError, boot_timeout=1, start="cold")
     assert "boot_timeout = 1 s" in text
     logs = Path(text.partition("logs: ")[2].partition(")")[0])
     assert (logs / "console.log").exists()
