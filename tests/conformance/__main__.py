@@ -107,9 +107,10 @@ def _run(
             python = environment.prepare(cache / "environments")
         for suite in suites:
             with console.status(f"{suite.name} …"):
-                image = guest.image(suite.guest) if choice.target == "microvm" else guest.DEFAULT
+                image = guest.image(suite.guest) if choice.target != "stock" else guest.DEFAULT
                 ran = isolation.run(suite, archives[suite.sdist], python, choice, image)
-            listed = [e for e in entries if e.suite == suite.name and e.target in (choice.target, "any")]
+            kind = "stock" if choice.target == "stock" else "microvm"
+            listed = [e for e in entries if e.suite == suite.name and e.target in (kind, "any")]
             verdict = outcome.judge(ran.results, listed, ran.seconds, whole=not choice.keyword)
             verdicts[suite.name], left[suite.name] = verdict, ran.left
             word = "ok" if verdict.good and ran.left.clean else "NOT OK"

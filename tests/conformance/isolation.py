@@ -28,8 +28,12 @@ from tests.conformance.outcome import Result
 from tests.conformance.sources import unpack
 
 _DROPPED = ("JUPYTER", "JPY_", "IPYTHON", "IPYKERNEL", "PYTHON", "PYTEST", "VIRTUAL_ENV", "COV_", "MPL")
-_PROVISIONER = {"microvm": "microvm-provisioner", "stock": "local-provisioner"}
-_KERNEL = {"microvm": "python3-microvm", "stock": "python3"}
+_PROVISIONER = {
+    "microvm": "microvm-provisioner",
+    "cold": "microvm-provisioner",
+    "stock": "local-provisioner",
+}
+_KERNEL = {"microvm": "python3-microvm", "cold": "python3-microvm", "stock": "python3"}
 TARGETS = tuple(_PROVISIONER)
 
 
@@ -38,7 +42,7 @@ class Choice:
     """What was asked for on the command line.
 
     Attributes:
-        target: `microvm` or `stock`.
+        target: `microvm` (restored), `cold` (a micro-VM that boots) or `stock`.
         keyword: pytest's `-k`; empty for all tests.
         timeout: seconds per test instead of the suite's own; 0 for the suite's own.
         patience: factor on client waits instead of the suite's own; 0 for the suite's own.
@@ -107,7 +111,7 @@ def run(suite: Suite, archive: Path, python: Path, choice: Choice, image: str) -
                 _end(process)
         seconds = time.monotonic() - started
         left = leftovers.collect(folder / "run")
-        if choice.target == "microvm" and (vms := folder / "state" / "sandbox-kernel" / "vms").is_dir():
+        if choice.target != "stock" and (vms := folder / "state" / "sandbox-kernel" / "vms").is_dir():
             shutil.copytree(vms, choice.output / f"{suite.name}.vms", dirs_exist_ok=True)
     lines = reports.read_text().splitlines() if reports.exists() else []
     return Run(outcome.read_reports(lines), seconds, left, log)
@@ -155,6 +159,7 @@ def environment(
         "XDG_CACHE_HOME": str(paths.cache_dir().parent),
         "CONFORMANCE_KERNEL": _KERNEL[target],
         "SANDBOX_KERNEL_IMAGE": image,
+        "SANDBOX_KERNEL_START": "cold" if target == "cold" else "auto",
     }
 
 
