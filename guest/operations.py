@@ -91,11 +91,14 @@ class Operations:
         if len(payload) > MAX_ENTROPY:
             raise ValueError(f"entropy is at most {MAX_ENTROPY} bytes")
         clock = fields.integer(request, "clock", 0, _LARGEST) if "clock" in request else None
+        step = fields.integer(request, "step", -_LARGEST, _LARGEST) if "step" in request else None
         hostname = fields.text(request, "hostname", _LONGEST_NAME) if "hostname" in request else None
         pids = fields.integer(request, "pids", 16, _MOST_PIDS) if "pids" in request else None
         reserve = fields.integer(request, "reserve", 0, _LARGEST) if "reserve" in request else None
         if clock is not None:
             time.clock_settime_ns(time.CLOCK_REALTIME, clock)
+        if step is not None:
+            time.clock_settime_ns(time.CLOCK_REALTIME, time.time_ns() + step)
         if hostname is not None:
             socket.sethostname(hostname)
         if payload:
@@ -106,7 +109,7 @@ class Operations:
             cgroup.limit_pids(self._settings, pids)
         if reserve is not None:
             cgroup.limit_memory(self._settings, reserve)
-        return Answer()
+        return Answer({"clock": time.time_ns()})
 
     def _start(self, request: Request, payload: bytes) -> Answer:
         connection = request.get("connection")

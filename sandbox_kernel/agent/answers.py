@@ -143,6 +143,11 @@ def hello(answer: Mapping[str, object]) -> Hello:
     )
 
 
+def clock(answer: Mapping[str, object]) -> int:
+    """The guest's wall clock in nanoseconds since the epoch."""
+    return _whole(answer, "clock", 0, 2**63 - 1)
+
+
 def started(answer: Mapping[str, object]) -> int:
     """The answer to `start`: a PID."""
     return _whole(answer, "pid", 1, _MAX_PID)

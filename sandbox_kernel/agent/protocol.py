@@ -21,9 +21,10 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
 
     hello      → version, kernel (release), python (version), uptime, boot (object: phase to uptime when
                it was reached: "python" runs, "agent" listens)
-    configure  clock? (ns since the epoch), hostname?, pids? (processes and threads of the kernel, at least
-               16), reserve? (available memory that the kernel may not have); payload: at most MAX_ENTROPY
-               bytes, credited to the random generator → nothing
+    configure  clock? (ns since the epoch), step? (ns to add to the clock), hostname?, pids? (processes and
+               threads of the kernel, at least 16), reserve? (available memory that the kernel may not have);
+               payload: at most MAX_ENTROPY bytes, credited to the random generator → clock (ns since the
+               epoch)
     start      argv (`{connection_file}` is filled in), env, connection (object: what goes into the
                connection file beside the endpoints), cwd? → pid. Once per guest, unless it failed. In a VM
                that was restored from a template the kernel runs already and its channels can be connected

@@ -19,7 +19,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox_kernel.agent.client import AgentClient, KernelExit
+from sandbox_kernel.agent.client import KernelExit
 from sandbox_kernel.agent.protocol import CHANNEL_PORTS, can_adopt
 from sandbox_kernel.errors import (
     BootError,
@@ -48,9 +48,6 @@ log = logging.getLogger(__name__)
 _DRAIN = 2.0
 _SIGNAL = 10.0
 _CONNECT = 10.0
-_CLOCK_TRIES = 5
-_CLOCK_ERROR = 0.02
-"""Seconds that the guest's clock may be behind."""
 _TEMPLATE_AFTER = 5.0
 """Seconds after a cold start before a template is made: the first cells come first."""
 _TEMPLATE_TIMEOUT = 300.0
@@ -244,7 +241,7 @@ class Supervisor:
         self._stack.push_async_callback(waiter.aclose)
         await starting
         self._started.set()
-        await _set_clock(machine.agent)
+        log.info("the guest's clock is right but for %.3f s", await machine.agent.synchronise())
         return self._task(waiter.wait())
 
     async def _attach(self, relay: Relay, machine: Machine, request: LaunchRequest) -> None:
@@ -328,15 +325,6 @@ class Supervisor:
     def _evidence(self) -> str:
         console = self._machine.console_tail() if self._machine is not None else ""
         return f"console: {console}; logs: {self.logs}" if console else f"logs: {self.logs}"
-
-
-async def _set_clock(agent: AgentClient) -> None:
-    """Sets the guest's clock as exactly as a request takes: at first that can be long, then a few ms."""
-    for _ in range(_CLOCK_TRIES):
-        began = time.monotonic()
-        await agent.set_clock(time.time_ns())
-        if time.monotonic() - began < _CLOCK_ERROR:
-            return
 
 
 def _endpoints(info: Mapping[str, Any]) -> ClientEndpoints:

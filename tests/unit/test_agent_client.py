@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sandbox_kernel.agent.client import AgentClient
-from sandbox_kernel.agent.protocol import HEADER, MAGIC, PROTOCOL_VERSION, pack
+from sandbox_kernel.agent.protocol import HEADER, MAGIC, PROTOCOL_VERSION, pack, parse_header, parse_message
 from sandbox_kernel.errors import GuestError, GuestProtocolError, KernelStartError
 
 
@@ -152,3 +153,42 @@ async def test_any_answer_is_a_result_or_one_of_our_errors(
         async with agent_that_answers(pack(message, payload)) as client:
             with contextlib.suppress(GuestError):
                 await getattr(client, ask)()
+
+
+async def test_a_clock_is_set_well_although_exchanges_are_slow() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    reader, writer = await asyncio.open_connection(sock=theirs)
+    behind = 3_000_000_000
+    delays = iter([0.2, 0.01, 0.2, 0.0])
+
+    async def serve() -> None:
+        nonlocal behind
+        while True:
+            json_length, payload_length = parse_header(await reader.readexactly(HEADER.size))
+            request = parse_message(await reader.readexactly(json_length + payload_length))
+            step = request.get("step", 0)
+            assert isinstance(step, int)
+            behind -= step
+            now = time.time_ns() - behind
+            await asyncio.sleep(next(delays, 0.0))
+            writer.write(pack({"ok": True, "clock": now}))
+
+    agent = asyncio.create_task(serve())
+    client = AgentClient(ours)
+    try:
+        error = await client.synchronise()
+        assert error < 0.1
+        assert abs(behind) / 1e9 <= error + 0.001
+    finally:
+        agent.cancel()
+        await client.aclose()
+        writer.close()
+
+
+@pytest.mark.parametrize("clock", [-1, 2**63, "now", None])
+async def test_a_clock_that_is_none_is_the_guests_fault(clock: object) -> None:
+    async with agent_that_answers(pack({"ok": True, "clock": clock})) as client:
+        with pytest.raises(GuestProtocolError):
+            await client.synchronise()
