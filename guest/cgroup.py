@@ -22,8 +22,8 @@ RESERVE = 24 * 1024 * 1024
 Without them a kernel at its limit makes the whole machine run out of memory, which stalls the agent for
 seconds (seen with 256 MiB and a fork bomb).
 """
-_PIDS = 1024
-"""Processes and threads of the kernel until the host has said how many."""
+_PIDS = 4096
+"""Processes and threads of the kernel until the host has said how many; the host's own default."""
 _AGENT_MEMORY = 24 * 1024 * 1024
 _HEADROOM = 1024
 """PIDs that are left for the agent and Linux when the kernel has used up its own."""
@@ -53,6 +53,8 @@ def limit_memory(settings: Settings, reserve: int) -> None:
 
 def limit_pids(settings: Settings, count: int) -> None:
     """Lets the kernel have `count` processes and threads, and sees to it that Linux has more than those."""
+    if number(settings, "pids.max") == count:
+        return
     for name in ("kernel/pid_max", "kernel/threads-max"):
         if int(system.read(f"/proc/sys/{name}")) < count + _HEADROOM:
             system.write(f"/proc/sys/{name}", str(count + _HEADROOM))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 HOST_CID = 2
+HOSTNAME = "sandbox"
 
 
 def boot() -> None:
@@ -27,6 +28,7 @@ def boot() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         os.environ.clear()
         os.umask(0o022)
+        import socket
         import threading
 
         import cgroup
@@ -64,6 +66,8 @@ def boot() -> None:
         modules = template.modules_wanted(system.read("/proc/cmdline"))
         if modules is not None:
             step = "template"
+            system.lay_identity()
+            socket.sethostname(HOSTNAME)
             operations.standby = template.Standby(children, settings, modules)
             threading.Thread(target=become_template, args=(operations.standby,), daemon=True).start()
     except Exception as error:

@@ -99,7 +99,7 @@ class Operations:
             time.clock_settime_ns(time.CLOCK_REALTIME, clock)
         if step is not None:
             time.clock_settime_ns(time.CLOCK_REALTIME, time.time_ns() + step)
-        if hostname is not None:
+        if hostname is not None and hostname != socket.gethostname():
             socket.sethostname(hostname)
         if payload:
             system.add_entropy(payload)

@@ -17,6 +17,8 @@ _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _PR_SET_NO_NEW_PRIVS = 38
 _RB_AUTOBOOT = 0x01234567
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+_BOOT_ID = "/run/boot_id"
+_BOOT_ID_OF_LINUX = b"/proc/sys/kernel/random/boot_id"
 _OPEN_FILES = (1024, 524288)
 
 MOUNTS = (
@@ -113,19 +115,22 @@ def add_entropy(data: bytes) -> None:
         fcntl.ioctl(device, _RNDRESEEDCRNG)
 
 
-def new_identity() -> None:
-    """Gives this machine ids of its own: it began as another one's copy.
+def lay_identity() -> None:
+    """Makes this machine's ids replaceable by `new_identity`, and replaces them a first time.
 
     Linux makes its boot id once and has no way to change it, so another file is laid over it.
     """
+    new_identity()
+    _check(_libc.mount(_BOOT_ID.encode(), _BOOT_ID_OF_LINUX, None, ctypes.c_ulong(MS_BIND), None), _BOOT_ID)
+
+
+def new_identity() -> None:
+    """Gives this machine ids of its own: it began as another one's copy, where `lay_identity` was called."""
     write_new("/etc/machine-id", f"{os.urandom(16).hex()}\n")
     random = bytearray(os.urandom(16))
     random[6], random[8] = random[6] & 0x0F | 0x40, random[8] & 0x3F | 0x80  # RFC 9562, section 5.4
     text = random.hex()
-    boot = "/run/boot_id"
-    write_new(boot, "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:])) + "\n")
-    target = "/proc/sys/kernel/random/boot_id"
-    _check(_libc.mount(boot.encode(), target.encode(), None, ctypes.c_ulong(MS_BIND), None), target)
+    write_new(_BOOT_ID, "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:])) + "\n")
 
 
 def write_new(path: str, content: str) -> None:
