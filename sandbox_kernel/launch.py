@@ -23,7 +23,8 @@ from sandbox_kernel.errors import ConfigurationError, SandboxKernelError
 from sandbox_kernel.provisioner.command import LAUNCHER, guest_argv
 from sandbox_kernel.spec import CAPS, VMSpec, forwarded, from_environment, resolve
 from sandbox_kernel.supervisor.control import LaunchRequest
-from sandbox_kernel.supervisor.handle import SupervisorHandle, summary
+from sandbox_kernel.supervisor.handle import SupervisorHandle
+from sandbox_kernel.trace import summary
 
 _FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -54,7 +55,7 @@ def run(file: Path, kernelspec: str | None, command: tuple[str, ...]) -> int:
     spec = _spec(kernelspec)
     vm = "l" + os.urandom(5).hex()
     request = LaunchRequest(vm, spec, argv, forwarded(spec.env, os.environ), info)
-    handle = SupervisorHandle()
+    handle = SupervisorHandle.spawn()
     stopping = threading.Event()
 
     def stop(*_: object) -> None:

@@ -63,10 +63,21 @@ class VMSpec:
     start: str = "auto"
     preload: tuple[str, ...] = ()
 
+    @property
+    def shape(self) -> VMSpec:
+        """What of it a VM that runs cannot be given any more; the rest is as in every spec."""
+        return dataclasses.replace(
+            self,
+            **{name: getattr(DEFAULT, name) for name in ("transport", "env", "boot_timeout", "processes")},
+        )
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VMSpec:
         """The inverse of `dataclasses.asdict` after a trip through JSON, validated again."""
         return resolve([("the supervisor's request", values)])
+
+
+DEFAULT = VMSpec()
 
 
 @dataclass(frozen=True)

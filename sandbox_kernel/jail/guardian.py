@@ -8,7 +8,8 @@ removes the VM's folders. It is the one way out, also of an orderly stop, and th
 The guardian also holds, without using them, descriptors that shall be seen to close only when it is done: the
 lock on the VM's folder, and the supervisor's end of the client's socket.
 
-What the supervisor writes to the pipe before it goes decides about the logs: `keep` keeps them.
+What the supervisor writes to the pipe before it goes decides what is removed, a line each: `keep` keeps the
+logs, `also PATH` adds a folder, which the sockets have been moved to.
 """
 
 from __future__ import annotations
@@ -23,8 +24,13 @@ _SCRIPT = r"""
 trap '' INT TERM HUP
 runtime=$1 logs=$2
 shift 2
-verdict=
-while read -r word; do verdict=$word; done
+verdict= moved=
+while read -r word path; do
+    case $word in
+    keep) verdict=keep ;;
+    also) moved=$path ;;
+    esac
+done
 for group in "$@"; do
     tries=0
     while [ -d "$group" ] && ! rmdir "$group" 2>/dev/null && [ $tries -lt 100 ]; do
@@ -34,7 +40,7 @@ for group in "$@"; do
     done
 done
 [ "$verdict" = keep ] || rm -rf -- "$logs"
-rm -rf -- "$runtime"
+rm -rf -- "$runtime" ${moved:+"$moved"}
 """
 
 
@@ -83,5 +89,12 @@ class Guardian:
 
     def keep_logs(self) -> None:
         """Tells the guardian to leave the logs when it cleans up: an error names them."""
+        self._tell("keep")
+
+    def also(self, folder: Path) -> None:
+        """Tells the guardian to remove `folder`, too, which may not be there."""
+        self._tell(f"also {folder}")
+
+    def _tell(self, line: str) -> None:
         with suppress(BrokenPipeError):
-            os.write(self._writer, b"keep\n")
+            os.write(self._writer, f"{line}\n".encode())

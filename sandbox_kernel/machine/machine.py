@@ -4,8 +4,7 @@
     ended   a future: why the machine is no more (QEMU died, a protocol was broken, powered off, panicked)
     stop    the reverse of start, written once, run whatever happened before
 
-The machine owns every resource it makes through one AsyncExitStack, and says about each phase of its start
-how long it took (`phases`).
+The machine owns every resource it makes through one AsyncExitStack, and notes each phase of its start.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +36,7 @@ from sandbox_kernel.machine.state import Lifecycle, State
 from sandbox_kernel.machine.vmm import Vmm, VmmPlan
 from sandbox_kernel.qemu.command import VsockDevice, vsock_device
 from sandbox_kernel.template.store import Template
+from sandbox_kernel.trace import Trace
 from sandbox_kernel.vsock import kernel as kernel_vsock
 from sandbox_kernel.vsock.host import VsockHost
 from sandbox_kernel.vsock.reservation import reserve_cid
@@ -101,14 +100,13 @@ def choose_vsock(requested: str) -> tuple[str, str]:
 class Machine:
     """One micro-VM; start it once, stop it always."""
 
-    def __init__(self, plan: MachinePlan) -> None:
+    def __init__(self, plan: MachinePlan, trace: Trace | None = None) -> None:
+        """Nothing yet; `trace` is where the phases of the start are noted."""
         self._plan = plan
+        self._trace = trace or Trace()
         self._lifecycle = Lifecycle()
         self._stack = AsyncExitStack()
-        self._began = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.phases: list[tuple[str, float]] = []
-        """(phase, seconds since `start` when it was done)."""
         self.ended: asyncio.Future[SandboxKernelError] = asyncio.get_running_loop().create_future()
         """Resolved once with the reason when the machine is no more of use."""
 
@@ -131,7 +129,6 @@ class Machine:
             HostError: something on the host is missing.
         """
         self._lifecycle.move(State.BOOTING)
-        self._began = time.monotonic()
         try:
             template = self._plan.template
             device = await self._power_on(template)
@@ -160,10 +157,6 @@ class Machine:
         """The console's last lines on one line."""
         return self._vmm.console.last_lines()
 
-    def mark(self, phase: str) -> None:
-        """Notes that `phase` is done now."""
-        self.phases.append((phase, time.monotonic() - self._began))
-
     async def _power_on(self, template: Template | None) -> VsockDevice:
         """Starts QEMU, which boots, or waits for a template's devices."""
         plan = self._plan
@@ -189,12 +182,12 @@ class Machine:
         self.process = self._vmm.process
         self.process.exited.add_done_callback(lambda _: self._on_exit())
         self.vsock.failed.add_done_callback(self._on_violation)
-        self.mark("QEMU started")
+        self._trace.mark("QEMU started")
         await self._vmm.greet(plan.boot_timeout)
         task = asyncio.create_task(self._watch_events(), name="qmp-events")
         self._tasks.add(task)
         self._stack.callback(task.cancel)
-        self.mark("QEMU answered")
+        self._trace.mark("QEMU answered")
         return device
 
     async def _restore(self, template: Template, device: VsockDevice) -> None:
@@ -210,7 +203,7 @@ class Machine:
         try:
             async with asyncio.timeout(self._plan.boot_timeout):
                 await restore(qmp, self._saved.fileno())
-                self.mark("devices restored")
+                self._trace.mark("devices restored")
                 await qmp.execute("device_add", {**dict(vsock_device(device)), "id": "vsock"})
                 await qmp.execute("cont")
         except (QMPError, OSError, TimeoutError) as error:
@@ -219,7 +212,7 @@ class Machine:
                 f"({self.process.last_words() or error}); it is to be made anew."
             ) from error
         self._vmm.type("")
-        self.mark("vsock plugged in")
+        self._trace.mark("vsock plugged in")
 
     async def _make_vsock(self) -> tuple[VsockDevice, socket.socket | IO[bytes]]:
         """The host's side of vsock, what QEMU is told of it, and the end that only QEMU keeps."""
@@ -268,7 +261,7 @@ class Machine:
                 f"The VM's agent did not answer within boot_timeout = {plan.boot_timeout:g} s "
                 f"({self._evidence()}); raise boot_timeout if this machine is only slow."
             ) from error
-        self.mark("agent answered")
+        self._trace.mark("agent answered")
 
     def _on_exit(self) -> None:
         status = self.process.exited.result()

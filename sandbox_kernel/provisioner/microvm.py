@@ -29,7 +29,8 @@ from sandbox_kernel.provisioner.command import guest_argv
 from sandbox_kernel.provisioner.threads import in_thread
 from sandbox_kernel.spec import CAPS, ENVIRONMENT_PREFIX, KEYS, VMSpec, forwarded, from_environment, resolve
 from sandbox_kernel.supervisor.control import CHANNELS, LaunchRequest
-from sandbox_kernel.supervisor.handle import SupervisorHandle, summary
+from sandbox_kernel.supervisor.handle import SupervisorHandle
+from sandbox_kernel.trace import summary
 
 
 class MicroVMProvisioner(KernelProvisionerBase):
@@ -231,7 +232,7 @@ class MicroVMProvisioner(KernelProvisionerBase):
         }
         argv = guest_argv(cmd, str(self._manager.connection_file))
         request = LaunchRequest(self._vm_id(), self._spec, argv, env, info)
-        self._handle = handle = SupervisorHandle()
+        self._handle = handle = SupervisorHandle.spawn()
         try:
             report = await in_thread(handle.launch, request)
         except BaseException:

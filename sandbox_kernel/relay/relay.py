@@ -13,11 +13,13 @@ sees one peer whose identity is the same on all channels, and the client's ident
 answered here, from before the guest is up until it is known to be dead: clients that count them give up
 after a second, which an emulated guest may well be busy for.
 
-The clients' sockets are bound before the VM is up and outlive it. Requests are read only when the guest is
-connected, and what is not read waits in its client's socket. Back-pressure goes both ways: a guest that does
-not read makes the clients of that channel wait (never dropping), clients that do not read make the guest
-wait within the rules of outlet.py. Every message from the guest must have a message's shape; what does not is
-a GuestProtocolError in `failed`, once, and the guest is read no more. Signatures are the client's to check.
+The two sides are made in either order, and messages flow from `start` on: a kernel's clients may come before
+its VM is up, what they send waits in their sockets; a VM that waits in a pool is connected before it has a
+client, what it says then nobody has asked for. The clients' sockets outlive the VM. Back-pressure goes both
+ways: a guest that does not read makes the clients of that channel wait (never dropping), clients that do not
+read make the guest wait within the rules of outlet.py. Every message from the guest must have a message's
+shape; what does not is a GuestProtocolError in `failed`, once, and the guest is read no more. Signatures are
+the client's to check.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ GUEST_CHANNELS: Final = ("control", "shell", "stdin", "iopub")
 
 _WELCOME: Final = WELCOME.encode()
 _INPUT: Final = b"execute_input"
+_NO_SCHEME: Final = "hmac-sha256"
+"""Until `bind` names one; nothing is signed before."""
 
 
 @dataclass(frozen=True)
@@ -69,36 +73,17 @@ class ClientEndpoints:
 class Relay:
     """Connects one set of client endpoints with one guest."""
 
-    def __init__(
-        self,
-        client: ClientEndpoints,
-        key: bytes,
-        signature_scheme: str,
-        limits: RelayLimits = RelayLimits(),  # noqa: B008 (frozen)
-    ) -> None:
-        """A relay that does nothing yet; needs a running event loop.
-
-        Args:
-            client: where clients connect.
-            key: the session's key.
-            signature_scheme: `hmac-sha256` or another of Jupyter's.
-            limits: bounds.
-
-        Raises:
-            ConfigurationError: a channel has no address, or the scheme is unknown.
-        """
-        missing = [channel for channel in CHANNELS if channel not in client.addresses]
-        if missing:
-            raise ConfigurationError(f"The connection info has no address for {', '.join(missing)}.")
+    def __init__(self, limits: RelayLimits = RelayLimits()) -> None:  # noqa: B008 (frozen)
+        """A relay with neither side yet, within `limits`; needs a running event loop."""
         self._limits = limits
-        self._client = client
-        self._signer = Signer(key, signature_scheme)
+        self._signer = Signer(b"", _NO_SCHEME)
         self._author = Author(self._signer)
         self._pending = PendingRequests(limits.requests)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: dict[str, ClientSocket] = {}
         self._guest: dict[str, GuestChannel] = {}
         self._welcomed = asyncio.Event()
+        self._forwarding = False
         self._over = False
         self._closing: asyncio.Task[None] | None = None
         self.shutdown_requested = False
@@ -111,22 +96,33 @@ class Relay:
         """Requests that the kernel has not answered yet."""
         return len(self._pending)
 
-    def bind(self) -> None:
-        """Listens for clients; what they send waits until `attach`.
+    def bind(self, client: ClientEndpoints, key: bytes, signature_scheme: str) -> None:
+        """Listens for clients; what they send waits until the guest is attached.
+
+        Args:
+            client: where clients connect.
+            key: the session's key.
+            signature_scheme: `hmac-sha256` or another of Jupyter's.
 
         Raises:
-            ConfigurationError: an address cannot be bound to.
+            ConfigurationError: a channel has no address or one that cannot be bound to, or the scheme is
+                unknown.
             HostError: an address is taken.
         """
-        public, secret = self._client.curve_publickey, self._client.curve_secretkey
+        missing = [channel for channel in CHANNELS if channel not in client.addresses]
+        if missing:
+            raise ConfigurationError(f"The connection info has no address for {', '.join(missing)}.")
+        self._signer = Signer(key, signature_scheme)
+        self._author = Author(self._signer)
+        public, secret = client.curve_publickey, client.curve_secretkey
         curve = Curve(public, secret) if public and secret else None
         for channel in CHANNELS:
             self._sockets[channel] = ClientSocket(self._context, channel, self._limits, curve)
-            self._sockets[channel].bind(self._client.addresses[channel])
+            self._sockets[channel].bind(client.addresses[channel])
         self._sockets["hb"].start(self._on_beat, lambda stalled: None)
 
     async def attach(self, dial: Dial) -> None:
-        """Connects to the guest's channels, then starts forwarding.
+        """Connects to the guest's channels.
 
         Returns when every channel's handshake is done and the relay's subscription is in force. The caller
         sets the deadline; after a cancellation it may be called again.
@@ -164,6 +160,17 @@ class Relay:
                 channel.close()
             self._guest = {}
             raise
+
+    def detach(self) -> None:
+        """Lets go of the guest's channels before `start`: their kernel is to be replaced by another one."""
+        for channel in self._guest.values():
+            channel.close()
+        self._guest = {}
+        self._welcomed.clear()
+
+    def start(self) -> None:
+        """Forwards from now on, between the clients of `bind` and the guest of `attach`."""
+        self._forwarding = True
         for name in GUEST_CHANNELS:
             sock = self._sockets[name]
             receive = self._on_subscription if name == "iopub" else partial(self._on_request, name)
@@ -184,7 +191,7 @@ class Relay:
         """
         await self.drain(self._limits.last_words)
         self._end_guest()
-        for name in ("control", "shell"):
+        for name in ("control", "shell") if self._sockets else ():
             for frames in self._sockets[name].collect(self._limits.requests):
                 self._on_request(name, frames)
         for channel, answer in death.report(self._pending, reason, self._author, reply_to_cells):
@@ -208,10 +215,14 @@ class Relay:
             self._limits.guest_unread_bytes,
             Listener(
                 message=partial(self._receivers[channel], self, channel),
-                writable=lambda writable: self._sockets[channel].pause(not writable),
+                writable=lambda writable: self._on_writable(channel, writable),
                 broken=self._fail,
             ),
         )
+
+    def _on_writable(self, channel: str, writable: bool) -> None:
+        if self._forwarding:
+            self._sockets[channel].pause(not writable)
 
     def _raise_failure(self) -> None:
         if self.failed.done():
@@ -253,7 +264,7 @@ class Relay:
             asked = message.read_parent(frames, at)
             if asked is not None:
                 self._pending.answered(channel, tuple(map(bytes, frames[:at])), asked)
-        self._sockets[channel].send(frames)
+        self._to_clients(channel, frames)
 
     def _on_output(self, channel: str, frames: list[Frame]) -> None:
         at = self._shape(channel, frames)
@@ -264,7 +275,11 @@ class Relay:
             return
         if message.is_kind(frames, at, _INPUT):
             self._count(frames, at)
-        self._sockets[channel].send(frames)
+        self._to_clients(channel, frames)
+
+    def _to_clients(self, channel: str, frames: list[Frame]) -> None:
+        if self._forwarding:
+            self._sockets[channel].send(frames)
 
     def _on_beat(self, frames: list[bytes]) -> None:
         """A heart beats as long as the VM is not known to be dead, however slow the guest is just now."""

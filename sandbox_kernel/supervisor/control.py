@@ -3,20 +3,24 @@
 They share one stream socket pair. The client sends one JSON object a line, the supervisor answers each with
 one JSON object a line, in order:
 
+    {"op": "prepare", "id", "spec"}      has a VM ready whose kernel is yet to be launched; left out by most
     {"op": "launch", ...LaunchRequest}   boots the VM and starts the kernel; answered when the kernel accepts
     {"op": "signal", "number": 2}        to the kernel's process group in the guest; 0 asks whether it lives
     {"op": "status"}                     what the guest's agent reports
     {"op": "stop"}                       orderly end of the VM
 
 An answer is `{"ok": true, ...}` or `{"ok": false, "error": class of errors.py, "message": sentence}`. When
-the client's end of the socket closes, the VM ends.
+the client's end of the socket closes, or the client's process ends, the VM ends. The last line, which nobody
+asks for, is `{"ended": status}`: a client that is not the parent has no other way to learn the exit status.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +46,8 @@ class LaunchRequest:
         argv: the kernel's command in the guest, with `CONNECTION_FILE` where its path belongs.
         env: its environment beside what the guest sets by itself.
         connection: Jupyter's connection info, `key` as text; where the relay binds.
+        client: process whose end is the VM's end.
+        began: `time.monotonic` at which the start began.
     """
 
     id: str
@@ -49,6 +55,8 @@ class LaunchRequest:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     connection: Mapping[str, Any] = field(repr=False)
+    client: int = field(default_factory=os.getpid)
+    began: float = field(default_factory=time.monotonic)
 
     def to_line(self) -> bytes:
         """This request as a line of the protocol."""
@@ -68,17 +76,44 @@ class LaunchRequest:
                 argv=tuple(map(str, message["argv"])),
                 env={str(name): str(value) for name, value in message["env"].items()},
                 connection=dict(message["connection"]),
+                client=int(message["client"]),
+                began=float(message["began"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(
                 f"The launch request is malformed ({error!r}); send what control.py says."
             ) from error
-        if not re.fullmatch(r"[a-z0-9]{1,32}", request.id):
-            raise ConfigurationError(
-                f"The VM's id {request.id[:40]!r} must be 1 to 32 lower-case letters or digits."
-            )
+        _check_id(request.id)
         if not request.argv:
             raise ConfigurationError("The kernel's argv is empty; the kernelspec must name a command.")
+        return request
+
+
+@dataclass(frozen=True)
+class PrepareRequest:
+    """A VM to be had ready before its kernel is wanted; `id` and `spec` as in `LaunchRequest`."""
+
+    id: str
+    spec: VMSpec
+
+    def to_line(self) -> bytes:
+        """This request as a line of the protocol."""
+        return to_line({"op": "prepare", **dataclasses.asdict(self)})
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> PrepareRequest:
+        """The request in a parsed line.
+
+        Raises:
+            ConfigurationError: a field is missing or has the wrong type.
+        """
+        try:
+            request = cls(str(message["id"]), VMSpec.from_dict(message["spec"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigurationError(
+                f"The prepare request is malformed ({error!r}); send what control.py says."
+            ) from error
+        _check_id(request.id)
         return request
 
 
@@ -107,6 +142,11 @@ def addresses(connection: Mapping[str, Any]) -> dict[str, str]:
                 "point XDG_RUNTIME_DIR at a shorter directory."
             )
     return {channel: f"ipc://{ip}-{port}" for channel, port in ports.items()}
+
+
+def _check_id(vm: str) -> None:
+    if not re.fullmatch(r"[a-z0-9]{1,32}", vm):
+        raise ConfigurationError(f"The VM's id {vm[:40]!r} must be 1 to 32 lower-case letters or digits.")
 
 
 def to_line(message: Mapping[str, Any]) -> bytes:

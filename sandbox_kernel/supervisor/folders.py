@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sandbox_kernel import paths
@@ -65,6 +65,33 @@ def claim(vm: str) -> Folders:
         ) from error
     _prune(logs.parent)
     return Folders(base / vm, logs, lock)
+
+
+@contextmanager
+def vacated(vm: str) -> Iterator[Path]:
+    """The runtime folder for the id `vm`, empty and nobody else's for as long as this lasts.
+
+    Waits for the clean-up of a predecessor.
+
+    Raises:
+        HostError: another living VM has this id.
+    """
+    place = paths.runtime_dir() / vm
+    lock = _lock(place)
+    try:
+        yield place
+    finally:
+        os.close(lock)
+
+
+def move(folders: Folders, place: Path) -> Folders:
+    """Gives the runtime folder the path of a vacated one, which it replaces in one step; the lock stays.
+
+    Raises:
+        OSError: `place` is not an empty folder of the same file system.
+    """
+    folders.runtime.rename(place)
+    return replace(folders, runtime=place)
 
 
 def sweep(base: Path) -> None:

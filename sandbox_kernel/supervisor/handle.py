@@ -1,4 +1,4 @@
-"""The client's handle on a supervisor: a plain child process and a socket, usable from any thread.
+"""The client's handle on a supervisor: a process and a socket, usable from any thread.
 
 Jupyter's synchronous manager runs each provisioner method with an event loop of its own, on whatever thread
 called. So nothing here belongs to a loop: calls block, one request at a time, and whoever must not block
@@ -7,19 +7,23 @@ runs them in a thread. `kill` waits for nobody.
 
 from __future__ import annotations
 
-import os
 import select
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from sandbox_kernel.errors import GuestError
-from sandbox_kernel.supervisor.control import MAX_LINE, LaunchRequest, from_line, raise_failure, to_line
+from sandbox_kernel.errors import ConfigurationError, GuestError
+from sandbox_kernel.supervisor.control import (
+    MAX_LINE,
+    LaunchRequest,
+    PrepareRequest,
+    from_line,
+    raise_failure,
+    to_line,
+)
+from sandbox_kernel.supervisor.lifeline import Child, Lifeline
 
 LAUNCH_GRACE = 15.0
 """Seconds beyond boot_timeout after which a silent supervisor is given up."""
@@ -30,36 +34,33 @@ _CLEANED = 5.0
 class SupervisorHandle:
     """A running supervisor."""
 
-    def __init__(self) -> None:
-        """Starts the process.
+    def __init__(self, lifeline: Lifeline, control: socket.socket) -> None:
+        """Takes over a supervisor's process and the client's end of its socket; see also `spawn`."""
+        self._lifeline = lifeline
+        self._socket = control
+        self._buffer = b""
+        self._told: int | None = None
+        self._turn = threading.Lock()
 
-        It gets a session of its own (a Ctrl-C in the client's terminal is the client's business) and no
-        folder of the client's on its module path.
-        """
+    @classmethod
+    def spawn(cls) -> SupervisorHandle:
+        """Starts a supervisor as a child of this process."""
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "sandbox_kernel.supervisor",
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                ],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        self._socket = ours
-        self._buffer = b""
-        self._turn = threading.Lock()
+            return cls(Child(theirs), ours)
 
     @property
     def pid(self) -> int:
         """Process id of the supervisor."""
-        return self._process.pid
+        return self._lifeline.pid
+
+    def prepare(self, request: PrepareRequest) -> dict[str, Any]:
+        """Has a VM ready for a later `launch`, and returns what the supervisor tells of it.
+
+        Raises:
+            SandboxKernelError: the supervisor's own error, with its sentence.
+        """
+        return self._ask(request.to_line(), request.spec.boot_timeout + LAUNCH_GRACE)
 
     def launch(self, request: LaunchRequest) -> dict[str, Any]:
         """Boots the VM, starts the kernel, and returns what the supervisor tells of it.
@@ -89,32 +90,63 @@ class SupervisorHandle:
 
     def kill(self) -> None:
         """Ends the supervisor and with it the VM, at once."""
-        if self._process.poll() is None:
-            self._process.kill()
+        self._lifeline.kill()
 
     def poll(self) -> int | None:
         """The exit status, as a shell would show it for a signal; None while it runs."""
-        status = self._process.poll()
-        return 128 - status if status is not None and status < 0 else status
+        if self._lifeline.poll(self._told) is None:
+            return None
+        if self._told is None and self._turn.acquire(blocking=False):
+            try:
+                self._hear(0)
+            finally:
+                self._turn.release()
+        return self._lifeline.poll(self._told)
 
     def wait(self) -> int:
         """Waits until the supervisor has ended and its guardian has cleaned up; releases the handle."""
-        status = self._process.wait()
-        deadline = time.monotonic() + _CLEANED
-        with suppress(OSError):
-            while (left := deadline - time.monotonic()) > 0:
-                readable, _, _ = select.select([self._socket], [], [], left)
-                if readable and not self._socket.recv(4096):
-                    break  # the last holder of the other end, the guardian, is done
+        self._lifeline.wait()
+        with self._turn:
+            self._hear(_CLEANED)
+        status = self._lifeline.poll(self._told)
+        self._lifeline.close()
         self._socket.close()
-        return 128 - status if status < 0 else status
+        assert status is not None
+        return status
+
+    def _hear(self, seconds: float) -> None:
+        """Takes what an ended supervisor has still sent; the end of that is its guardian's end."""
+        deadline = time.monotonic() + seconds
+        with suppress(OSError):
+            while True:
+                left = max(0.0, deadline - time.monotonic())
+                readable, _, _ = select.select([self._socket], [], [], left)
+                data = self._socket.recv(65536) if readable else b""
+                if not data or len(self._buffer) > MAX_LINE:
+                    break
+                self._buffer += data
+        for line in self._buffer.splitlines():
+            self._note_end(line)
+
+    def _note_end(self, line: bytes) -> bool:
+        """Whether `line` is the supervisor's last one, which has its status."""
+        try:
+            status = from_line(line).get("ended")
+        except ConfigurationError:
+            return False
+        if isinstance(status, int) and 0 <= status <= 255:
+            self._told = status
+        return status is not None
 
     def _ask(self, line: bytes, timeout: float) -> dict[str, Any]:
         with self._turn:
             try:
                 self._socket.settimeout(timeout)
                 self._socket.sendall(line)
-                answer = from_line(self._read_line(time.monotonic() + timeout))
+                line = self._read_line(time.monotonic() + timeout)
+                if self._note_end(line):
+                    raise ConnectionResetError("the supervisor has said its last word")
+                answer = from_line(line)
             except TimeoutError as error:
                 raise GuestError(
                     f"The VM's supervisor (process {self.pid}) did not answer within {timeout:g} s; "
@@ -136,8 +168,3 @@ class SupervisorHandle:
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
-
-
-def summary(trace: Mapping[str, float]) -> str:
-    """The phases of a start on one line, for a log: `booted 4.10 s · kernel connected 7.93 s`."""
-    return " · ".join(f"{phase} {seconds:.2f} s" for phase, seconds in trace.items())

@@ -1,6 +1,7 @@
 """The supervisor: everything that happens to one VM, in order, in one asyncio process.
 
-    launch   folders and guardian → relay binds → machine boots → agent starts the kernel → relay attaches
+    prepare  folders and guardian → machine boots → relay attaches; only for a VM that is to wait for a kernel
+    launch   the same with relay binds before → agent starts the kernel → relay attaches and forwards
     run      forwards signals; waits for the first of: client gone, stop asked for, kernel ended, VM ended
     end      truthful death report if the end was not orderly → machine stops → relay closes → process exits
 
@@ -14,8 +15,8 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from sandbox_kernel.agent.client import KernelExit
 from sandbox_kernel.agent.protocol import CHANNEL_PORTS, can_adopt
 from sandbox_kernel.errors import (
     BootError,
+    ConfigurationError,
     GuestError,
     HostError,
     KernelStartError,
@@ -30,18 +32,17 @@ from sandbox_kernel.errors import (
     SandboxKernelError,
     TemplateError,
 )
-from sandbox_kernel.image.store import Image, ImageStore
-from sandbox_kernel.jail import cgroup
-from sandbox_kernel.jail.guardian import Guardian
-from sandbox_kernel.machine import accelerator
-from sandbox_kernel.machine.machine import Machine, MachinePlan, choose_vsock
-from sandbox_kernel.machine.template import key_of, make
+from sandbox_kernel.image.store import Image
+from sandbox_kernel.machine.machine import Machine, MachinePlan
+from sandbox_kernel.machine.template import make
 from sandbox_kernel.relay.relay import ClientEndpoints, Relay
-from sandbox_kernel.supervisor import folders
-from sandbox_kernel.supervisor.control import LaunchRequest, addresses
-from sandbox_kernel.supervisor.log import log_to
+from sandbox_kernel.spec import VMSpec
+from sandbox_kernel.supervisor.belongings import Belongings
+from sandbox_kernel.supervisor.control import LaunchRequest, PrepareRequest, addresses
+from sandbox_kernel.supervisor.decision import decide
 from sandbox_kernel.template.key import TemplateKey
 from sandbox_kernel.template.store import TemplateStore
+from sandbox_kernel.trace import Trace
 
 log = logging.getLogger(__name__)
 
@@ -75,43 +76,74 @@ class Supervisor:
         """`control_fd` is the supervisor's end of the client's socket; the guardian holds it, too."""
         self._control_fd = control_fd
         self._stack = AsyncExitStack()
-        self._guardian: Guardian | None = None
+        self._trace = Trace()
+        self._relay = Relay()
+        self._stack.push_async_callback(self._relay.aclose)
+        self._belongings: Belongings | None = None
         self._machine: Machine | None = None
-        self._relay: Relay | None = None
-        self._started = asyncio.Event()
+        self._attached: asyncio.Task[None] | None = None
+        self._idle: list[asyncio.Task[None]] = []
+        self._prepared: VMSpec | None = None
         self._orderly = False
-        self.logs = ""
-        """Folder of the VM's logs, once there is one."""
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         """Resolved when the VM is to end; the caller then calls `close`."""
-        self._watches: set[asyncio.Task[None]] = set()
-        self._trace: dict[str, float] = {}
+
+    async def prepare(self, request: PrepareRequest) -> dict[str, Any]:
+        """Has a VM ready whose kernel nobody wants yet: restored, connected, and rehearsed.
+
+        Returns:
+            As `launch`.
+
+        Raises:
+            SandboxKernelError: as `launch`.
+        """
+        async with self._in_time(request.spec.boot_timeout):
+            await self._claim(request.id, request.spec)
+            machine = await self._power_on(request.spec)
+            if machine.restored:
+                await self._attach()
+                await self._rehearse(machine)
+            self._trace.mark("prepared")
+            self._prepared = request.spec.shape
+            self._idle = [
+                self._watch(machine.ended, self._on_machine_ended),
+                self._watch(self._relay.failed, self._on_machine_ended),
+            ]
+            return self._report()
 
     async def launch(self, request: LaunchRequest) -> dict[str, Any]:
-        """Boots the VM and starts the kernel in it.
+        """Boots the VM, if it is not ready yet, and starts the kernel in it.
 
         Returns:
             What the client may want to know: choices made, seconds of each phase, process ids.
 
         Raises:
+            ConfigurationError: the VM that is ready is not the one that is asked for.
             SandboxKernelError: with a sentence for the user; the VM's logs are then kept.
         """
-        self._began = time.monotonic()
-        try:
-            async with asyncio.timeout(request.spec.boot_timeout):
-                return await self._launch(request)
-        except TimeoutError as error:
-            self.keep_logs()
-            raise BootError(
-                "The kernel did not accept connections within "
-                f"boot_timeout = {request.spec.boot_timeout:g} s ({self._evidence()}); "
-                "raise boot_timeout if this machine is only slow."
-            ) from error
-        except OSError as error:
-            raise _of_the_host(error) from error
-        except (HostError, GuestError):
-            self.keep_logs()
-            raise
+        self._trace.restart(request.began)
+        self._trace.mark("supervisor runs")
+        async with self._in_time(request.spec.boot_timeout):
+            if self._machine is None:
+                await self._claim(request.id, request.spec)
+                self._bind(request.connection)
+                machine = await self._power_on(request.spec)
+            else:
+                machine = self._machine
+                self._assign(request)
+                self._bind(request.connection)
+            kernel_exit = await self._start_kernel(machine, request)
+            self._relay.start()
+            self._trace.mark("kernel connected")
+            for task in self._idle:
+                task.cancel()
+            self._watch(machine.ended, self._on_machine_ended)
+            self._watch(self._relay.failed, self._on_machine_ended)
+            self._watch(kernel_exit, self._on_kernel_exit)
+            if self._decision.key is not None and not machine.restored:
+                self._task(self._make_template(self._decision.key, self._decision.image))
+            log.info("started: %s", self._trace.line())
+            return self._report()
 
     async def signal(self, number: int) -> bool:
         """Sends a signal to the kernel's process group in the guest; False when there is none any more."""
@@ -125,7 +157,7 @@ class Supervisor:
         """What the agent reports of the kernel and the guest's memory."""
         assert self._machine is not None
         status = await self._machine.agent.status()
-        return {"guest": status.to_dict(), "trace": self._trace}
+        return {"guest": status.to_dict(), "trace": self._trace.phases}
 
     def end(self, ending: Ending, orderly: bool = False) -> None:
         """Asks for the end; the first ending counts."""
@@ -135,65 +167,93 @@ class Supervisor:
 
     def keep_logs(self) -> None:
         """The logs are named in an error and shall outlive the VM."""
-        if self._guardian is not None:
-            self._guardian.keep_logs()
+        if self._belongings is not None:
+            self._belongings.keep_logs()
 
     async def close(self) -> None:
         """Tells the truth to whoever waits for an answer, then releases everything; idempotent."""
         ending = self.ended.result() if self.ended.done() else Ending(1)
-        if self._relay is not None and ending.reason and not self._orderly:
+        if ending.reason and not self._orderly:
             await self._relay.report_death(ending.reason, reply_to_cells=not ending.by_user_code)
         await self._stack.aclose()
 
-    async def _launch(self, request: LaunchRequest) -> dict[str, Any]:
-        spec, info = request.spec, request.connection
+    @asynccontextmanager
+    async def _in_time(self, seconds: float) -> AsyncIterator[None]:
+        """Gives up after `seconds`; makes a sentence for the user of whatever goes wrong."""
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError as error:
+            self.keep_logs()
+            raise BootError(
+                "The kernel did not accept connections within "
+                f"boot_timeout = {seconds:g} s ({self._evidence()}); "
+                "raise boot_timeout if this machine is only slow."
+            ) from error
+        except OSError as error:
+            raise _of_the_host(error) from error
+        except (HostError, GuestError):
+            self.keep_logs()
+            raise
+
+    async def _claim(self, vm: str, spec: VMSpec) -> None:
+        """Decides what the VM is to be and makes what it has on the host."""
+        self._decision = decision = await decide(spec)
         self._memory = spec.memory
-        image = ImageStore().open(spec.image)
-        chosen, why_accelerator = await accelerator.choose(spec.accelerator, image)
-        vsock, why_vsock = choose_vsock(spec.vsock)
-        self._mark("decided")
-        claimed = folders.claim(request.id)
-        self.logs = str(claimed.logs)
-        group = cgroup.create(request.id, spec.memory, spec.vcpus)
-        self._guard(claimed, group)
-        log_to(claimed.logs / "supervisor.log")
-        log.info("accelerator %s: %s", chosen, why_accelerator)
-        log.info("vsock %s: %s", vsock, why_vsock)
-        if group.missing:
-            log.warning("QEMU's own memory is not bounded: %s", group.missing)
-        self._relay = relay = Relay(_endpoints(info), info["key"].encode(), info["signature_scheme"])
-        self._stack.push_async_callback(relay.aclose)
-        relay.bind()
-        key = key_of(image, spec.memory, spec.vcpus, chosen, spec.preload)
-        template = TemplateStore().open(key) if spec.start == "auto" else None
+        self._belongings = Belongings(vm, spec.memory, spec.vcpus, self._control_fd)
+        self._belongings.watch_guardian()
+        for what, why in decision.why.items():
+            log.info("%s %s: %s", what, getattr(decision, what), why)
+        self._trace.mark("decided")
+
+    def _assign(self, request: LaunchRequest) -> None:
+        """Makes a VM that is ready the one of `request`."""
+        assert self._belongings is not None
+        if request.spec.shape != self._prepared:
+            raise ConfigurationError(
+                "The VM that is ready has another configuration than the kernel asks for; launch a new one."
+            )
+        self._belongings.rename(request.id)
+        log.info("this VM is now %s's", request.id)
+
+    def _bind(self, info: Mapping[str, Any]) -> None:
+        self._relay.bind(_endpoints(info), info["key"].encode(), info["signature_scheme"])
+        self._trace.mark("endpoints bound")
+
+    async def _power_on(self, spec: VMSpec) -> Machine:
+        decision, belongings = self._decision, self._belongings
+        assert belongings is not None
+        template = TemplateStore().open(decision.key) if decision.key is not None else None
         plan = MachinePlan(
-            image, spec.memory, spec.vcpus, chosen, vsock, spec.boot_timeout, claimed.logs, group, template
+            decision.image,
+            spec.memory,
+            spec.vcpus,
+            decision.accelerator,
+            decision.vsock,
+            spec.boot_timeout,
+            belongings.logs,
+            belongings.cgroup,
+            template,
         )
-        machine = await self._start_machine(plan)
-        self._mark("restored" if machine.restored else "booted")
-        attach = self._task(self._attach(relay, machine, request))
-        kernel_exit = await self._start_kernel(machine, request)
-        self._mark("kernel started")
-        await self._until_attached(attach, kernel_exit)
-        self._mark("kernel connected")
-        if spec.start == "auto" and not machine.restored:
-            self._task(self._make_template(key, image))
-        self._watch(machine.ended, self._on_machine_ended)
-        self._watch(relay.failed, self._on_machine_ended)
-        self._watch(kernel_exit, self._on_kernel_exit)
+        return await self._start_machine(plan)
+
+    def _report(self) -> dict[str, Any]:
+        decision, machine = self._decision, self._machine
+        assert machine is not None
+        how = "cold" if not machine.restored else "restored" if self._prepared is None else "pooled"
         return {
-            "accelerator": [chosen, why_accelerator],
-            "vsock": [vsock, why_vsock],
-            "image": image.digest,
-            "guest_kernel": image.manifest.kernel,
-            "logs": str(claimed.logs),
-            "start": "restored" if machine.restored else "cold",
-            "trace": self._trace | {f"machine: {name}": seconds for name, seconds in machine.phases},
+            "accelerator": [decision.accelerator, decision.why["accelerator"]],
+            "vsock": [decision.vsock, decision.why["vsock"]],
+            "image": decision.image.digest,
+            "guest_kernel": decision.image.manifest.kernel,
+            "logs": self._logs(),
+            "start": how,
+            "trace": self._trace.phases,
         }
 
     async def _start_machine(self, plan: MachinePlan) -> Machine:
         """Restores a VM; boots it when there is no template, or none that is of any use."""
-        self._machine = machine = Machine(plan)
+        self._machine = machine = Machine(plan, self._trace)
         self._stack.push_async_callback(machine.stop)
         try:
             await machine.start()
@@ -214,41 +274,49 @@ class Supervisor:
         except SandboxKernelError as error:
             log.warning("%s", error)
 
-    def _guard(self, claimed: folders.Folders, group: cgroup.Cgroup) -> None:
-        """Starts the guardian, and another one whenever it is killed."""
-        loop = asyncio.get_running_loop()
-        self._guardian = guardian = Guardian(
-            claimed.runtime, claimed.logs, group.folders, hold=(claimed.lock, self._control_fd)
-        )
-        pidfd = os.pidfd_open(guardian.pid)
-
-        def again() -> None:
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
-            guardian.reap()
-            log.warning("the guardian was killed; another one takes over")
-            self._guard(claimed, group)
-
-        loop.add_reader(pidfd, again)
-
     async def _start_kernel(self, machine: Machine, request: LaunchRequest) -> asyncio.Task[KernelExit]:
+        """Starts the kernel and connects the relay to it; the task ends when the kernel ends."""
+        adopts = machine.restored and can_adopt(list(request.argv), dict(request.env))
+        if adopts:
+            self._attach()
         await machine.agent.configure(
             clock=time.time_ns(), hostname="sandbox", entropy=os.urandom(64), pids=request.spec.processes
         )
-        connection = _guest_connection(request.connection)
-        starting = self._task(machine.agent.start(request.argv, request.env, connection))
+        starting = self._task(
+            machine.agent.start(request.argv, request.env, _guest_connection(request.connection))
+        )
         waiter = await machine.connect_agent()
         self._stack.push_async_callback(waiter.aclose)
         await starting
-        self._started.set()
+        self._trace.mark("kernel started")
         log.info("the guest's clock is right but for %.3f s", await machine.agent.synchronise())
-        return self._task(waiter.wait())
+        self._trace.mark("clock set")
+        kernel_exit = self._task(waiter.wait())
+        if not adopts:
+            await self._detach()
+        await self._until_attached(self._attach(), kernel_exit)
+        return kernel_exit
 
-    async def _attach(self, relay: Relay, machine: Machine, request: LaunchRequest) -> None:
-        """Connects the relay to the guest's channels, as soon as they are those of the kernel to come."""
-        if not (machine.restored and can_adopt(list(request.argv), dict(request.env))):
-            await self._started.wait()
-        await relay.attach(lambda channel: machine.vsock.connect(CHANNEL_PORTS[channel], _CONNECT))
+    def _attach(self) -> asyncio.Task[None]:
+        """Connects the relay to the guest's channels; once, until `_detach`."""
+        machine = self._machine
+        assert machine is not None
+        if self._attached is None:
+            self._attached = self._task(
+                self._relay.attach(lambda channel: machine.vsock.connect(CHANNEL_PORTS[channel], _CONNECT))
+            )
+        return self._attached
+
+    async def _detach(self) -> None:
+        """Lets go of a kernel that has been replaced by another one."""
+        if self._attached is not None:
+            self._attached.cancel()
+            await asyncio.gather(self._attached, return_exceptions=True)
+            self._relay.detach()
+            self._attached = None
+
+    async def _rehearse(self, machine: Machine) -> None:
+        """Has the guest do once what it will do at the launch."""
 
     async def _until_attached(
         self, attach: asyncio.Task[None], kernel_exit: asyncio.Task[KernelExit]
@@ -256,7 +324,6 @@ class Supervisor:
         """Waits for the relay, unless kernel or machine ends first."""
         machine, relay = self._machine, self._relay
         assert machine is not None
-        assert relay is not None
         either: set[asyncio.Future[Any]] = {attach, kernel_exit, machine.ended, relay.failed}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if attach.done():
@@ -273,7 +340,6 @@ class Supervisor:
         )
 
     async def _on_kernel_exit(self, result: KernelExit) -> None:
-        assert self._relay is not None
         log.info("the kernel ended: %s", result)
         await self._relay.drain(_DRAIN)
         reason = "" if self._relay.shutdown_requested else self._death(result)
@@ -292,7 +358,9 @@ class Supervisor:
         self.keep_logs()
         self.end(Ending(1, str(error)))
 
-    def _watch(self, awaitable: asyncio.Future[Any], then: Callable[[Any], Awaitable[None] | None]) -> None:
+    def _watch(
+        self, awaitable: asyncio.Future[Any], then: Callable[[Any], Awaitable[None] | None]
+    ) -> asyncio.Task[None]:
         """Runs `then` with the result of `awaitable`; an error in either ends the VM."""
 
         async def watch() -> None:
@@ -304,13 +372,12 @@ class Supervisor:
                 self._on_machine_ended(error)
             except Exception as error:
                 log.exception("the supervisor failed")
-                self._on_machine_ended(HostError(f"The supervisor failed ({error!r}); logs: {self.logs}."))
+                self._on_machine_ended(HostError(f"The supervisor failed ({error!r}); logs: {self._logs()}."))
 
-        self._task(watch())
+        return self._task(watch())
 
     def _task(self, coroutine: Any) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(coroutine)
-        self._watches.add(task)
 
         async def finish() -> None:
             task.cancel()
@@ -319,12 +386,13 @@ class Supervisor:
         self._stack.push_async_callback(finish)
         return task
 
-    def _mark(self, phase: str) -> None:
-        self._trace[phase] = round(time.monotonic() - self._began, 4)
+    def _logs(self) -> str:
+        """Folder of the VM's logs; empty when there is none yet."""
+        return str(self._belongings.logs) if self._belongings is not None else ""
 
     def _evidence(self) -> str:
         console = self._machine.console_tail() if self._machine is not None else ""
-        return f"console: {console}; logs: {self.logs}" if console else f"logs: {self.logs}"
+        return f"console: {console}; logs: {self._logs()}" if console else f"logs: {self._logs()}"
 
 
 def _endpoints(info: Mapping[str, Any]) -> ClientEndpoints:

@@ -87,8 +87,8 @@ class Rig:
         if curve:
             self.info |= {"curve_publickey": curve[0].decode(), "curve_secretkey": curve[1].decode()}
         endpoints = ClientEndpoints(self.addresses, *(curve or (None, None)))
-        self.relay = self.thread.call(lambda: Relay(endpoints, KEY.encode(), "hmac-sha256", self.limits))
-        self.thread.call(self.relay.bind)
+        self.relay = self.thread.call(lambda: Relay(self.limits))
+        self.thread.call(lambda: self.relay.bind(endpoints, KEY.encode(), "hmac-sha256"))
 
     @property
     def guest_info(self) -> dict[str, Any]:
@@ -124,6 +124,7 @@ class Rig:
 
     def attach(self) -> None:
         self.thread.run(self.relay.attach(self.dial))
+        self.thread.call(self.relay.start)
 
     def start(self, lossless: bool = False) -> None:
         self.start_kernel(lossless)

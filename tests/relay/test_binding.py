@@ -36,17 +36,18 @@ def test_stale_sockets_are_replaced(make_rig: MakeRig) -> None:
     for address in rig.addresses.values():
         with socket.socket(socket.AF_UNIX) as stale:
             stale.bind(address.removeprefix("ipc://"))
-    relay = rig.thread.call(lambda: Relay(ClientEndpoints(rig.addresses), b"", "hmac-sha256"))
-    rig.thread.call(relay.bind)
+    relay = rig.thread.call(Relay)
+    rig.thread.call(lambda: relay.bind(ClientEndpoints(rig.addresses), b"", "hmac-sha256"))
     rig.start_kernel()
     rig.thread.run(relay.attach(rig.dial))
+    rig.thread.call(relay.start)
     rig.thread.run(relay.aclose())
 
 
 async def _bind(addresses: dict[str, str]) -> None:
-    relay = Relay(ClientEndpoints(addresses), b"", "hmac-sha256")
+    relay = Relay()
     try:
-        relay.bind()
+        relay.bind(ClientEndpoints(addresses), b"", "hmac-sha256")
     finally:
         await relay.aclose()
 
@@ -72,7 +73,7 @@ async def test_a_taken_port_is_named(make_rig: MakeRig) -> None:
 
 async def test_a_channel_without_an_address_is_named() -> None:
     with pytest.raises(ConfigurationError, match="shell, stdin, hb, iopub"):
-        Relay(ClientEndpoints({"control": "ipc://x"}), b"", "hmac-sha256")
+        await _bind({"control": "ipc://x"})
 
 
 @pytest.mark.parametrize("transport", ["ipc", "tcp"])

@@ -19,13 +19,13 @@ PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "
 
 
 def request(**changes: object) -> dict[str, object]:
-    made = LaunchRequest("abc", VMSpec(memory=300), ("python3",), {"A": "1"}, {"key": "k"})
+    made = LaunchRequest("abc", VMSpec(memory=300), ("python3",), {"A": "1"}, {"key": "k"}, 77, 1.5)
     return from_line(made.to_line()) | changes
 
 
 def test_a_launch_request_survives_its_line() -> None:
     parsed = LaunchRequest.from_message(request())
-    assert parsed == LaunchRequest("abc", VMSpec(memory=300), ("python3",), {"A": "1"}, {"key": "k"})
+    assert parsed == LaunchRequest("abc", VMSpec(memory=300), ("python3",), {"A": "1"}, {"key": "k"}, 77, 1.5)
 
 
 def test_the_session_key_is_not_in_the_representation() -> None:

@@ -1,0 +1,81 @@
+"""What a VM has on the host beside its processes: folders, a cgroup, a log, and who clears them away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+
+from sandbox_kernel.jail import cgroup
+from sandbox_kernel.jail.guardian import Guardian
+from sandbox_kernel.supervisor import folders
+from sandbox_kernel.supervisor.log import log_to
+
+log = logging.getLogger(__name__)
+
+
+class Belongings:
+    """The belongings of one VM, from their making to the end of this process."""
+
+    def __init__(self, vm: str, memory: int, vcpus: int, control_fd: int) -> None:
+        """Makes them.
+
+        Args:
+            vm: the VM's id, which names them.
+            memory: RAM of the guest in MiB.
+            vcpus: its virtual CPUs.
+            control_fd: closed for good only when everything is cleared away; the client sees that.
+
+        Raises:
+            HostError: another living VM has this id, or a folder cannot be made.
+        """
+        self._folders = folders.claim(vm)
+        self._control_fd = control_fd
+        self.cgroup = cgroup.create(vm, memory, vcpus)
+        self._post_guardian()
+        log_to(self.logs / "supervisor.log")
+        if self.cgroup.missing:
+            log.warning("QEMU's own memory is not bounded: %s", self.cgroup.missing)
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the VM's logs."""
+        return self._folders.logs
+
+    def keep_logs(self) -> None:
+        """The logs are named in an error and shall outlive the VM."""
+        self._guardian.keep_logs()
+
+    def rename(self, vm: str) -> None:
+        """Takes the id `vm` for the folder of sockets, once nobody else has it.
+
+        Raises:
+            HostError: another living VM has this id.
+        """
+        with folders.vacated(vm) as place:
+            self._guardian.also(place)
+            self._folders = folders.move(self._folders, place)
+
+    def watch_guardian(self) -> None:
+        """Has the running event loop post another guardian whenever this one is killed."""
+        loop = asyncio.get_running_loop()
+        pidfd = os.pidfd_open(self._guardian.pid)
+
+        def again() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            self._guardian.reap()
+            log.warning("the guardian was killed; another one takes over")
+            self._post_guardian()
+            self.watch_guardian()
+
+        loop.add_reader(pidfd, again)
+
+    def _post_guardian(self) -> None:
+        self._guardian = Guardian(
+            self._folders.runtime,
+            self._folders.logs,
+            self.cgroup.folders,
+            hold=(self._folders.lock, self._control_fd),
+        )

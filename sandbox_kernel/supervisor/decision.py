@@ -1,0 +1,44 @@
+"""What a spec comes to on this host: an image's content, accelerator and vsock, the template that fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sandbox_kernel.image.store import Image, ImageStore
+from sandbox_kernel.machine import accelerator
+from sandbox_kernel.machine.machine import choose_vsock
+from sandbox_kernel.machine.template import key_of
+from sandbox_kernel.spec import VMSpec
+from sandbox_kernel.template.key import TemplateKey
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Everything decided, nothing made yet.
+
+    Attributes:
+        image: the guest image, verified.
+        accelerator: `kvm` or `tcg`.
+        vsock: `kernel` or `userspace`.
+        why: reason for each of the two, as the end of a sentence.
+        key: what a template must be for to fit; None when none is wanted.
+    """
+
+    image: Image
+    accelerator: str
+    vsock: str
+    why: dict[str, str]
+    key: TemplateKey | None
+
+
+async def decide(spec: VMSpec) -> Decision:
+    """Decides for `spec`; boots the guest's kernel under KVM where nobody knows yet whether that works.
+
+    Raises:
+        HostError: the image or a tool is missing, or what was demanded is not available.
+    """
+    image = ImageStore().open(spec.image)
+    chosen, why_accelerator = await accelerator.choose(spec.accelerator, image)
+    vsock, why_vsock = choose_vsock(spec.vsock)
+    key = key_of(image, spec.memory, spec.vcpus, chosen, spec.preload) if spec.start == "auto" else None
+    return Decision(image, chosen, vsock, {"accelerator": why_accelerator, "vsock": why_vsock}, key)
