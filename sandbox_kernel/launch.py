@@ -19,9 +19,11 @@ from typing import Any
 
 import click
 
-from sandbox_kernel.errors import ConfigurationError, SandboxKernelError
+from sandbox_kernel.errors import ConfigurationError, GuestError, HostError, SandboxKernelError
+from sandbox_kernel.host.kernelspec import spec_of
+from sandbox_kernel.pool.client import take
 from sandbox_kernel.provisioner.command import LAUNCHER, guest_argv
-from sandbox_kernel.spec import CAPS, VMSpec, forwarded, from_environment, resolve
+from sandbox_kernel.spec import forwarded
 from sandbox_kernel.supervisor.control import LaunchRequest
 from sandbox_kernel.supervisor.handle import SupervisorHandle
 from sandbox_kernel.trace import summary
@@ -52,29 +54,52 @@ def run(file: Path, kernelspec: str | None, command: tuple[str, ...]) -> int:
     argv = guest_argv(
         ["python", "-m", LAUNCHER, "-f", str(file), *(("--", *command) if command else ())], str(file)
     )
-    spec = _spec(kernelspec)
+    spec = spec_of(kernelspec)
     vm = "l" + os.urandom(5).hex()
     request = LaunchRequest(vm, spec, argv, forwarded(spec.env, os.environ), info)
-    handle = SupervisorHandle.spawn()
     stopping = threading.Event()
+    handles: list[SupervisorHandle] = []
 
     def stop(*_: object) -> None:
         stopping.set()
-        handle.stop()
+        for handle in handles:
+            handle.stop()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, stop)
-    try:
-        report = handle.launch(request)
-    except BaseException:
-        handle.kill()
-        handle.wait()
-        raise
+    report = _launch(request, handles)
+    handle = handles[-1]
     print(f"The kernel runs in a micro-VM ({summary(report['trace'])}).", file=sys.stderr, flush=True)
     for number in _FORWARDED_SIGNALS:
         signal.signal(number, lambda got, _: threading.Thread(target=handle.signal, args=(got,)).start())
     status = handle.wait()
     return 0 if stopping.is_set() else status
+
+
+def _launch(request: LaunchRequest, handles: list[SupervisorHandle]) -> dict[str, Any]:
+    """Launches in a VM of the pool's or, where there is none that works, in one of its own.
+
+    The supervisor that is in use is the last of `handles`.
+    """
+    handle = take(request.spec)
+    if handle is not None:
+        try:
+            return _launch_in(handle, request, handles)
+        except (GuestError, HostError) as error:
+            print(f"The pool's VM is of no use: {error}", file=sys.stderr, flush=True)
+    return _launch_in(SupervisorHandle.spawn(), request, handles)
+
+
+def _launch_in(
+    handle: SupervisorHandle, request: LaunchRequest, handles: list[SupervisorHandle]
+) -> dict[str, Any]:
+    handles.append(handle)
+    try:
+        return handle.launch(request)
+    except BaseException:
+        handle.kill()
+        handle.wait()
+        raise
 
 
 def _connection(file: Path) -> dict[str, Any]:
@@ -89,27 +114,6 @@ def _connection(file: Path) -> dict[str, Any]:
             f"The connection file {file} holds no connection info; the client must write it."
         )
     return info
-
-
-def _spec(kernelspec: str | None) -> VMSpec:
-    configured: dict[str, Any] = {}
-    if kernelspec:
-        from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-
-        try:
-            metadata = KernelSpecManager().get_kernel_spec(kernelspec).metadata
-        except NoSuchKernel as error:
-            raise ConfigurationError(
-                f"There is no kernelspec {kernelspec!r}; `jupyter kernelspec list` shows them."
-            ) from error
-        configured = metadata.get("kernel_provisioner", {}).get("config", {})
-    return resolve(
-        [
-            (f"The kernelspec {kernelspec!r}", configured),
-            ("The environment (SANDBOX_KERNEL_…)", from_environment(os.environ)),
-        ],
-        from_environment(os.environ, tuple(CAPS)),
-    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Where this package keeps things, by the XDG base directory specification.
 
-    data     images                       $XDG_DATA_HOME/sandbox-kernel
+    config   the pool's configuration     $XDG_CONFIG_HOME/sandbox-kernel
+    data     images, templates            $XDG_DATA_HOME/sandbox-kernel
     cache    the accelerator's verdict    $XDG_CACHE_HOME/sandbox-kernel
     state    one folder of logs per VM    $XDG_STATE_HOME/sandbox-kernel
     runtime  one folder of sockets per VM $XDG_RUNTIME_DIR/sandbox-kernel, else /tmp/sandbox-kernel-UID
@@ -30,6 +31,11 @@ def data_dir() -> Path:
 def cache_dir() -> Path:
     """Folder of what can be found out again; not created here."""
     return Path(platformdirs.user_cache_dir(_APP, appauthor=False))
+
+
+def config_dir() -> Path:
+    """Folder of what the user has configured; not created here."""
+    return Path(platformdirs.user_config_dir(_APP, appauthor=False))
 
 
 def log_dir() -> Path:

@@ -16,6 +16,7 @@ import click
 from sandbox_kernel.cli.doctor import doctor
 from sandbox_kernel.cli.image import image
 from sandbox_kernel.cli.kernelspec import kernelspec
+from sandbox_kernel.cli.pool import pool
 from sandbox_kernel.cli.setup import setup
 from sandbox_kernel.cli.template import template
 from sandbox_kernel.errors import SandboxKernelError
@@ -40,7 +41,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
 
 
-for command in (setup, doctor, image, template, kernelspec):
+for command in (setup, doctor, image, template, pool, kernelspec):
     main.add_command(command)
 
 

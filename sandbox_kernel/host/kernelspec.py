@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import filecmp
 import json
+import os
 import re
 import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
 from sandbox_kernel.errors import ConfigurationError, HostError
 from sandbox_kernel.host.finding import Finding
 from sandbox_kernel.resources import kernelspecs_dir
+from sandbox_kernel.spec import CAPS, ENVIRONMENT_PREFIX, VMSpec, from_environment, resolve
 
 DEFAULT = "python3-microvm"
 _PROVISIONER = "microvm-provisioner"
@@ -117,3 +120,27 @@ def _same(source: Path, target: Path) -> bool:
     if not target.is_dir() or sorted(file.name for file in target.iterdir()) != names:
         return False
     return not any(filecmp.cmpfiles(source, target, names, shallow=False)[1:])
+
+
+def spec_of(kernelspec: str | None) -> VMSpec:
+    """The VM that a kernelspec and the environment describe; the environment alone when None.
+
+    Raises:
+        ConfigurationError: there is no such kernelspec, or one of them asks for what is not allowed.
+    """
+    configured: dict[str, Any] = {}
+    if kernelspec:
+        try:
+            metadata = KernelSpecManager().get_kernel_spec(kernelspec).metadata
+        except NoSuchKernel as error:
+            raise ConfigurationError(
+                f"There is no kernelspec {kernelspec!r}; `jupyter kernelspec list` shows them."
+            ) from error
+        configured = metadata.get("kernel_provisioner", {}).get("config", {})
+    return resolve(
+        [
+            (f"The kernelspec {kernelspec!r}", configured),
+            (f"The environment ({ENVIRONMENT_PREFIX}…)", from_environment(os.environ)),
+        ],
+        from_environment(os.environ, tuple(CAPS)),
+    )

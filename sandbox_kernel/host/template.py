@@ -24,10 +24,11 @@ def ensure(spec: VMSpec, progress: Progress) -> Template:
         HostError: the image or something else is missing, or there is no room.
         TemplateError: it could not be made, or somebody else is making it.
     """
-    return asyncio.run(_ensure(spec, progress))
+    return asyncio.run(ensure_in_loop(spec, progress))
 
 
-async def _ensure(spec: VMSpec, progress: Progress) -> Template:
+async def ensure_in_loop(spec: VMSpec, progress: Progress) -> Template:
+    """`ensure` for a caller that runs an event loop."""
     image = ImageStore().open(spec.image)
     chosen, _ = await accelerator.choose(spec.accelerator, image)
     store, key = TemplateStore(), key_of(image, spec.memory, spec.vcpus, chosen, spec.preload)

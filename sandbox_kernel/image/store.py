@@ -91,6 +91,15 @@ class ImageStore:
         verify(folder, image.manifest)
         return image
 
+    def digest_of(self, name: str) -> str:
+        """The digest of the image called `name`, as `open` would find it; the image itself is not looked at.
+
+        Raises:
+            ConfigurationError: no image can have such a name.
+            ImageError: there is none.
+        """
+        return self._find(check_name(name)).name
+
     def list(self) -> list[Image]:
         """Every image with every name it has, sorted; one without a name has the empty name. Not verified.
 

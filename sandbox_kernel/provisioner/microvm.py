@@ -24,7 +24,8 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Float, Int, List, Unicode
 
 from sandbox_kernel import paths
-from sandbox_kernel.errors import ConfigurationError, SandboxKernelError
+from sandbox_kernel.errors import ConfigurationError, GuestError, HostError, SandboxKernelError
+from sandbox_kernel.pool.client import take
 from sandbox_kernel.provisioner.command import guest_argv
 from sandbox_kernel.provisioner.threads import in_thread
 from sandbox_kernel.spec import CAPS, ENVIRONMENT_PREFIX, KEYS, VMSpec, forwarded, from_environment, resolve
@@ -232,16 +233,26 @@ class MicroVMProvisioner(KernelProvisionerBase):
         }
         argv = guest_argv(cmd, str(self._manager.connection_file))
         request = LaunchRequest(self._vm_id(), self._spec, argv, env, info)
-        self._handle = handle = SupervisorHandle.spawn()
+        pooled = await in_thread(take, self._spec)
+        if pooled is not None:
+            try:
+                return await self._launch_in(pooled, request)
+            except (GuestError, HostError) as error:
+                self.log.warning("The pool's VM is of no use: %s", error)
+        return await self._launch_in(SupervisorHandle.spawn(), request)
+
+    async def _launch_in(self, handle: SupervisorHandle, request: LaunchRequest) -> None:
+        self._handle = handle
         try:
-            report = await in_thread(handle.launch, request)
+            self.report = await in_thread(handle.launch, request)
         except BaseException:
             handle.kill()
             self._handle = None
             await asyncio.shield(in_thread(handle.wait))
             raise
-        self.log.info("The kernel runs in a micro-VM (%s).", summary(report["trace"]))
-        self.report = report
+        self.log.info(
+            "The kernel runs in a micro-VM, %s (%s).", self.report["start"], summary(self.report["trace"])
+        )
 
     async def _discard(self) -> None:
         """Ends a VM that is still there: a second start on one manager, or a clean-up without a wait."""

@@ -102,9 +102,30 @@ def sweep(base: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lock(folder: Path) -> int:
-    deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline:
+@contextmanager
+def reserved(name: str) -> Iterator[Path]:
+    """A runtime folder for something of which a user has one at a time; removed at the end.
+
+    Raises:
+        HostError: somebody has it already, or it cannot be made.
+    """
+    folder = paths.runtime_dir() / name
+    try:
+        lock = _lock(folder, 0.0)
+    except OSError as error:
+        raise HostError(f"The folder {folder} cannot be made ({error.strerror}); make room there.") from error
+    try:
+        for left in folder.iterdir():
+            left.unlink()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock(folder: Path, patience: float | None = None) -> int:
+    deadline = time.monotonic() + (_PATIENCE if patience is None else patience)
+    while True:
         folder.mkdir(mode=0o700, exist_ok=True)
         try:
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -117,7 +138,8 @@ def _lock(folder: Path) -> int:
         except (BlockingIOError, FileNotFoundError):
             time.sleep(_POLL)
         os.close(fd)
-    raise HostError(f"Another VM owns {folder}; shut that kernel down first.")
+        if time.monotonic() >= deadline:
+            raise HostError(f"Another VM owns {folder}; shut that kernel down first.")
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class SupervisorHandle:
         try:
             return bool(self._ask(to_line({"op": "signal", "number": number}), _ANSWER).get("alive"))
         except GuestError:
-            if self.poll() is None:
+            if self._told is None and self.poll() is None:
                 raise
             return False
 

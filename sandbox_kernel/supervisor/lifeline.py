@@ -77,6 +77,10 @@ class Ward:
         self.pid = pid
         self._pidfd = pidfd
 
+    def fileno(self) -> int:
+        """The pidfd, readable when the process has ended."""
+        return self._pidfd
+
     def poll(self, told: int | None) -> int | None:
         """See `Lifeline`."""
         if self._pidfd >= 0 and not self._ended(0):
