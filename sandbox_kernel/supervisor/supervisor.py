@@ -19,7 +19,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox_kernel.agent.client import KernelExit
+from sandbox_kernel.agent.client import Configuration, KernelExit
 from sandbox_kernel.agent.protocol import CHANNEL_PORTS, can_adopt
 from sandbox_kernel.errors import (
     BootError,
@@ -232,11 +232,11 @@ class Supervisor:
         loop.add_reader(pidfd, again)
 
     async def _start_kernel(self, machine: Machine, request: LaunchRequest) -> asyncio.Task[KernelExit]:
-        await machine.agent.configure(
-            clock=time.time_ns(), hostname="sandbox", entropy=os.urandom(64), pids=request.spec.processes
-        )
+        configuration = Configuration(time.time_ns(), "sandbox", os.urandom(64), request.spec.processes)
         connection = _guest_connection(request.connection)
-        starting = self._task(machine.agent.start(request.argv, request.env, connection))
+        starting = self._task(
+            machine.agent.start(request.argv, request.env, connection, configuration=configuration)
+        )
         waiter = await machine.connect_agent()
         self._stack.push_async_callback(waiter.aclose)
         await starting
