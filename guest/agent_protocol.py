@@ -1,1 +1,169 @@
-../sandbox_kernel/agent/protocol.py
+"""What host and guest must agree on: vsock ports, the agent's messages, their limits. No I/O.
+
+The image build copies this file into the guest as `agent_protocol.py`; it therefore imports nothing but
+the standard library, and as little of that as it can (the guest's first second is emulated).
+
+The agent listens on `AGENT_PORT`. A connection carries requests and responses in turn, one response to
+each request, in order; a caller that wants two things at once opens two connections. Both directions use
+the same frame:
+
+    magic "SKA" + version   4 bytes
+    JSON length             4 bytes, big-endian, at most MAX_JSON
+    payload length          4 bytes, big-endian, at most MAX_PAYLOAD
+    JSON object             UTF-8
+    payload                 bytes: the content of files, the output of programs
+
+A request is `{"op": name, ...}`; a response is `{"ok": true, ...}` or
+`{"ok": false, "error": code, "message": sentence}`. A frame outside these rules is a `FrameError`: the
+connection is closed, and on the host it counts as a broken guest.
+
+Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds unless it says otherwise.
+
+    hello      → version, kernel (release), python (version), uptime, boot (object: phase to uptime when
+               it was reached: "python" runs, "agent" listens)
+    configure  clock? (ns since the epoch), step? (ns to add to the clock), hostname?, pids? (processes and
+               threads of the kernel, at least 16), reserve? (available memory that the kernel may not have);
+               payload: at most MAX_ENTROPY bytes, credited to the random generator → clock (ns since the
+               epoch)
+    start      argv (`{connection_file}` is filled in), env, connection (object: what goes into the
+               connection file beside the endpoints), cwd?, configuration? (object: fields of `configure`);
+               payload as `configure` has it; both are applied before anything else → pid, adopted (whether
+               a template's kernel has become it), clock (as `configure` has it). Once per guest, unless it
+               failed. In a VM that was restored from a template the kernel runs already; its channels can
+               be connected before, if `can_adopt` says so, and stay connected if it was adopted
+    rehearse   configuration?; payload as for `start` → nothing. Does all that `start` does to a template's
+               kernel, with an identity that nobody uses, and a kernel's first requests, so that an emulator
+               has translated what will be run; `start` then finds things as they were. Any number of times
+               before `start`; only while no channel is connected, whose peer would see the requests' outputs
+    wait       → code or signal (the other is null), out_of_memory, tail (the last it wrote to its standard
+               output and error); answered when the kernel has ended, at once when it already has
+    signal     number (0 to 64; 0 only asks), to the kernel's process group → alive (false: nobody got it)
+    status     → alive, memory_current, memory_peak, memory_max, pids_current, oom_kills, load (of 1
+               minute), uptime; memory and pids are those of the kernel's cgroup
+    exec       argv, env?, cwd?, seconds? (at most MAX_EXEC_SECONDS), root? (false: as the kernel's user, in
+               its cgroup) → code (negative: signal), truncated, timed_out; payload: the first MAX_PAYLOAD
+               bytes of standard output and error. When the time is up its process group is killed
+    read       path (from the kernel's home when relative), offset?, length? → size (of the file); payload
+    write      path, offset? (0 cuts the file first), mode? (of a new file, 0o644); payload → size
+    shutdown   → nothing; the machine ends when the caller has closed the connection, at most 1 s later
+
+`read` and `write` act with the rights of the kernel's user, on regular files only, and follow no link in the
+last place of a path. Error codes: `unknown` operation, `malformed` field, `failed` (the operating system's
+sentence), `start` (the kernel's command cannot be executed), `started` and `not started`, `no standby`.
+
+The kernel's five channels have one vsock port each, from `CHANNEL_PORTS`. The agent opens the listening
+sockets before it starts the kernel and hands them down, so the host may connect as soon as `start` is
+answered.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+
+PROTOCOL_VERSION = 1
+
+AGENT_PORT = 1024
+CHANNEL_PORTS = {"shell": 6001, "iopub": 6002, "stdin": 6003, "control": 6004, "hb": 6005}
+CHANNEL_FDS_VARIABLE = "SANDBOX_KERNEL_CHANNEL_FDS"
+"""Environment variable of the kernel: JSON object from channel to the number of its listening socket."""
+
+STANDBY_VARIABLE = "SANDBOX_KERNEL_STANDBY"
+"""Environment variable of a template's kernel: JSON object with `fd` and `modules` (guest/standby.py)."""
+TEMPLATE_WORD = "sandbox.template="
+"""Word of the guest kernel's command line that asks for a template: JSON with `modules`, in hexadecimal."""
+WARM = "SANDBOX-KERNEL-TEMPLATE-WARM"
+"""Said on the console when the VM may be saved. The agent then reads lines from the console: the first one
+that comes is sent after a restore, when the vsock device has been plugged in."""
+
+HEADER = struct.Struct(">3sBII")
+MAGIC = b"SKA"
+MAX_JSON = 256 * 1024
+"""Bytes of one JSON object: the environment and argv of a kernel fit, a flood does not."""
+MAX_PAYLOAD = 4 * 1024 * 1024
+"""Bytes of one payload; larger files travel in pieces (`offset`)."""
+RELAY_IDENTITY = b"sandbox-kernel"
+"""ZMQ routing id of the host's relay; the kernel's launcher takes it off what the kernel sees."""
+MAX_CONNECTIONS = 16
+"""Connections the agent serves at a time; one more is closed at once."""
+MAX_ENTROPY = 512
+"""Bytes of entropy in one request."""
+MAX_EXEC_SECONDS = 300.0
+"""Seconds that a program started by `exec` may take."""
+
+OPERATIONS = frozenset(
+    {
+        *("hello", "configure", "start", "rehearse", "wait", "signal", "status"),
+        *("exec", "read", "write", "shutdown"),
+    }
+)
+
+
+STANDBY_ARGV = ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+"""The command of the kernel that stands by in a template."""
+_READ_AT_START = ("PYTHON", "LD_", "IPYTHON", "JUPYTER_", "MALLOC_", "GLIBC_")
+"""Beginnings of variables that an interpreter or its kernel reads when it starts, and never again."""
+
+
+def can_adopt(argv: list[str], env: dict[str, str]) -> bool:
+    """Whether the kernel that stands by in a template can become the one that `start` asks for."""
+    return argv == STANDBY_ARGV and not any(name.startswith(_READ_AT_START) for name in env)
+
+
+class FrameError(Exception):
+    """The bytes are not a frame of this protocol; the connection cannot go on."""
+
+
+def pack(message: dict[str, object], payload: bytes = b"") -> bytes:
+    """One frame, ready to send.
+
+    Args:
+        message: the JSON object, at most MAX_JSON bytes once encoded.
+        payload: raw bytes behind it, at most MAX_PAYLOAD.
+
+    Raises:
+        FrameError: one of them is too long.
+    """
+    body = json.dumps(message, separators=(",", ":")).encode()
+    if len(body) > MAX_JSON:
+        raise FrameError(f"The message has {len(body)} bytes and the limit is {MAX_JSON}.")
+    if len(payload) > MAX_PAYLOAD:
+        raise FrameError(f"The payload has {len(payload)} bytes and the limit is {MAX_PAYLOAD}.")
+    return HEADER.pack(MAGIC, PROTOCOL_VERSION, len(body), len(payload)) + body + payload
+
+
+def parse_header(header: bytes) -> tuple[int, int]:
+    """Lengths in bytes of the JSON object and of the payload that follow `header` (HEADER.size bytes).
+
+    Raises:
+        FrameError: wrong magic, another version, or a length over its limit.
+    """
+    magic, version, json_length, payload_length = HEADER.unpack(header)
+    if magic != MAGIC:
+        raise FrameError(f"A frame begins with {magic!r} instead of {MAGIC!r}.")
+    if version != PROTOCOL_VERSION:
+        raise FrameError(
+            f"The peer speaks version {version} of the agent protocol and this side {PROTOCOL_VERSION}; "
+            "rebuild the image with `sandbox-kernel image build`."
+        )
+    if json_length > MAX_JSON or payload_length > MAX_PAYLOAD:
+        raise FrameError(
+            f"A frame announces {json_length} + {payload_length} bytes and the limits are "
+            f"{MAX_JSON} + {MAX_PAYLOAD}."
+        )
+    return json_length, payload_length
+
+
+def parse_message(body: bytes) -> dict[str, object]:
+    """The JSON object of a frame.
+
+    Raises:
+        FrameError: the bytes are not a JSON object, or are nested too deeply to parse.
+    """
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise FrameError("A frame's message is not JSON.") from error
+    if not isinstance(message, dict):
+        raise FrameError(f"A frame's message is a JSON {type(message).__name__}, not an object.")
+    return message

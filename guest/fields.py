@@ -25,6 +25,14 @@ def seconds(request: Request, name: str, high: float, default: float) -> float:
     return float(value)
 
 
+def mapping(request: Request, name: str, default: Request | None = None) -> Request:
+    """An object; `default` when it is left out."""
+    value = request.get(name, default)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is an object")
+    return value
+
+
 def text(request: Request, name: str, limit: int, default: str | None = None) -> str:
     """A text of 1 to `limit` characters without NUL, which no system call takes."""
     value = request.get(name, default)

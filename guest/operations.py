@@ -7,7 +7,6 @@ which is not: files.py and program.py keep it at a distance.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
 import time
@@ -18,19 +17,17 @@ import fields
 import files
 import program
 import system
-from agent_protocol import MAX_ENTROPY, MAX_EXEC_SECONDS, MAX_PAYLOAD, OPERATIONS, PROTOCOL_VERSION
+from agent_protocol import MAX_EXEC_SECONDS, MAX_PAYLOAD, OPERATIONS, PROTOCOL_VERSION
 from answer import Answer, Refused
 from children import Children, Plan
+from configuration import Configuration
 from fields import Request
 from kernel_process import KernelProcess, Order
 from settings import Settings
 from template import Standby
 
 _LONGEST_PATH = 4096
-_LONGEST_NAME = 64
 _LARGEST = 2**63 - 1
-_MOST_PIDS = 4194304 - 2048
-"""Linux' own limit on PIDs, less what the agent needs."""
 _EXEC_SECONDS = 30.0
 
 
@@ -53,6 +50,7 @@ class Operations:
         self.standby: Standby | None = None
         """The kernel of a template, until the first `start`."""
         self._starting = threading.Lock()
+        """Held by whoever makes a kernel of something, or tries it out."""
 
     def perform(self, request: Request, payload: bytes, peer: int) -> Answer:
         """Answers one request that came over the connection with the descriptor `peer`.
@@ -88,53 +86,44 @@ class Operations:
         )
 
     def _configure(self, request: Request, payload: bytes) -> Answer:
-        if len(payload) > MAX_ENTROPY:
-            raise ValueError(f"entropy is at most {MAX_ENTROPY} bytes")
-        clock = fields.integer(request, "clock", 0, _LARGEST) if "clock" in request else None
-        step = fields.integer(request, "step", -_LARGEST, _LARGEST) if "step" in request else None
-        hostname = fields.text(request, "hostname", _LONGEST_NAME) if "hostname" in request else None
-        pids = fields.integer(request, "pids", 16, _MOST_PIDS) if "pids" in request else None
-        reserve = fields.integer(request, "reserve", 0, _LARGEST) if "reserve" in request else None
-        if clock is not None:
-            time.clock_settime_ns(time.CLOCK_REALTIME, clock)
-        if step is not None:
-            time.clock_settime_ns(time.CLOCK_REALTIME, time.time_ns() + step)
-        if hostname is not None and hostname != socket.gethostname():
-            socket.sethostname(hostname)
-        if payload:
-            system.add_entropy(payload)
-            if self.standby is not None:
-                system.new_identity()
-        if pids is not None:
-            cgroup.limit_pids(self._settings, pids)
-        if reserve is not None:
-            cgroup.limit_memory(self._settings, reserve)
+        Configuration(request, payload).apply(self._settings, self.standby is not None)
         return Answer({"clock": time.time_ns()})
 
     def _start(self, request: Request, payload: bytes) -> Answer:
-        connection = request.get("connection")
-        if not isinstance(connection, dict):
-            raise ValueError("connection is an object")
+        configuration = Configuration(fields.mapping(request, "configuration", {}), payload)
         order = Order(
             fields.words(request, "argv"),
             fields.variables(request, "env"),
             fields.text(request, "cwd", _LONGEST_PATH, self._settings.home),
-            connection,
+            fields.mapping(request, "connection"),
         )
         with self._starting:
             if self._kernel is not None:
                 raise Refused("started", "The kernel of this VM has been started already.")
+            configuration.apply(self._settings, self.standby is not None)
             try:
-                self._kernel = self._adopt(order) or KernelProcess(self._children, self._settings, order)
+                adopted = self._adopt(order)
+                self._kernel = adopted or KernelProcess(self._children, self._settings, order)
             except OSError as error:
                 raise Refused(
                     "start", f"The kernel's command cannot be executed: {error.filename}: {error.strerror}."
                 ) from error
-            return Answer({"pid": self._kernel.pid})
+            return Answer({"pid": self._kernel.pid, "adopted": adopted is not None, "clock": time.time_ns()})
 
     def _adopt(self, order: Order) -> KernelProcess | None:
         standby, self.standby = self.standby, None
         return standby.adopt(order) if standby is not None else None
+
+    def _rehearse(self, request: Request, payload: bytes) -> Answer:
+        configuration = Configuration(fields.mapping(request, "configuration", {}), payload)
+        with self._starting:
+            if self.standby is None:
+                raise Refused("no standby", "No kernel stands by in this VM.")
+            configuration.apply(self._settings, True)
+            if not self.standby.rehearse():
+                self.standby = None
+                raise Refused("failed", "rehearse: the kernel that stood by has ended")
+            return Answer()
 
     def _wait(self, peer: int) -> Answer:
         status = self._started().wait(peer)

@@ -5,8 +5,12 @@ imports, IPython's shell, a first cell. What differs from one clone to the next 
 one line of JSON on a descriptor from the agent, before any request:
 
     ← {"ready": true}                                                   warm; the VM may be saved
-    → {"env": {…}, "cwd": …, "connection": {"key": …, …}}
+    → {"env": {…}, "cwd": …, "connection": {"key": …, …}, "rehearsal": false}
     ← {"ready": true}                                                   this is a kernel of its own now
+
+A rehearsal is the same with an identity that nobody uses, and with the warm-up after it: where instructions
+are emulated, a clone translates all code anew, which one that waits for its user can have done before. The
+kernel goes on standing by then, for any number of further lines until one is no rehearsal.
 
 Rules. No user code runs before that, and nothing of the warm-up is left for it to see. No secret and no
 identity of the template lives on: session key and ids, and every generator in this process that drew from the
@@ -74,9 +78,15 @@ def _serve(app: IPKernelApp, fd: int, modules: list[str]) -> None:
         _warm_up(app)
         _in_main_thread(app, _settle)
         line.write(b'{"ready": true}\n')
-        order = json.loads(_read_line(line))
-        _in_main_thread(app, lambda: become(app, order))
-        line.write(b'{"ready": true}\n')
+        rehearsal = True
+        while rehearsal:
+            order = json.loads(_read_line(line))
+            rehearsal = order["rehearsal"]
+            _in_main_thread(app, lambda order=order: become(app, order))
+            if rehearsal:
+                _warm_up(app)
+                _in_main_thread(app, _settle)
+            line.write(b'{"ready": true}\n')
 
 
 def _read_line(line: Any) -> bytes:

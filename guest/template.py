@@ -35,11 +35,11 @@ class Standby:
         Raises:
             OSError: it cannot be executed.
         """
+        self._home = settings.home
         self._line, theirs = socket.socketpair()
         with theirs:
             wish = json.dumps({"fd": theirs.fileno(), "modules": modules})
-            connection: dict[str, object] = {"key": os.urandom(32).hex(), "signature_scheme": "hmac-sha256"}
-            order = Order(STANDBY_ARGV, {STANDBY_VARIABLE: wish}, settings.home, connection)
+            order = Order(STANDBY_ARGV, {STANDBY_VARIABLE: wish}, settings.home, _throw_away())
             self._kernel = KernelProcess(children, settings, order, (theirs.fileno(),))
 
     def until_ready(self) -> bool:
@@ -48,16 +48,37 @@ class Standby:
 
     def adopt(self, order: Order) -> KernelProcess | None:
         """Makes the kernel the one that is ordered; None when it cannot become that, and is gone."""
-        if can_adopt(order.argv, order.env) and os.path.isdir(order.cwd):
-            self._kernel.rename(order.connection)
-            wish = {"env": order.env, "cwd": order.cwd, "connection": order.connection}
-            self._line.sendall(json.dumps(wish).encode() + b"\n")
-            if self.until_ready():
-                self._line.close()
-                return self._kernel
+        if can_adopt(order.argv, order.env) and os.path.isdir(order.cwd) and self._become(order, False):
+            self._line.close()
+            return self._kernel
+        self.end()
+        return None
+
+    def rehearse(self) -> bool:
+        """Makes the kernel nobody's, and has it warm up once more; False when it has ended over that."""
+        if self._become(Order(STANDBY_ARGV, {}, self._home, _throw_away()), True):
+            return True
+        self.end()
+        return False
+
+    def end(self) -> None:
+        """Ends the kernel; another one may be started then."""
         self._line.close()
         self._kernel.end()
-        return None
+
+    def _become(self, order: Order, rehearsal: bool) -> bool:
+        self._kernel.rename(order.connection)
+        wish = {"env": order.env, "cwd": order.cwd, "connection": order.connection, "rehearsal": rehearsal}
+        try:
+            self._line.sendall(json.dumps(wish).encode() + b"\n")
+            return self.until_ready()
+        except OSError:
+            return False  # it is dead
+
+
+def _throw_away() -> dict[str, object]:
+    """The identity of a kernel that nobody has asked for yet."""
+    return {"key": os.urandom(32).hex(), "signature_scheme": "hmac-sha256"}
 
 
 def modules_wanted(command_line: str) -> list[str] | None:

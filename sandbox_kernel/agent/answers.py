@@ -42,6 +42,21 @@ class Hello:
 
 
 @dataclass(frozen=True)
+class Started:
+    """A started kernel.
+
+    Attributes:
+        pid: its process id in the guest.
+        adopted: whether the template's kernel became it, so that connections to its channels are valid.
+        clock: the guest's wall clock, nanoseconds since the epoch.
+    """
+
+    pid: int
+    adopted: bool
+    clock: int
+
+
+@dataclass(frozen=True)
 class Status:
     """How the kernel fares.
 
@@ -148,9 +163,9 @@ def clock(answer: Mapping[str, object]) -> int:
     return _whole(answer, "clock", 0, 2**63 - 1)
 
 
-def started(answer: Mapping[str, object]) -> int:
-    """The answer to `start`: a PID."""
-    return _whole(answer, "pid", 1, _MAX_PID)
+def started(answer: Mapping[str, object]) -> Started:
+    """The answer to `start`."""
+    return Started(_whole(answer, "pid", 1, _MAX_PID), _flag(answer, "adopted"), clock(answer))
 
 
 def kernel_exit(answer: Mapping[str, object]) -> KernelExit:

@@ -16,9 +16,10 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from sandbox_kernel.agent import answers
-from sandbox_kernel.agent.answers import ExecResult, Hello, KernelExit, Status
+from sandbox_kernel.agent.answers import ExecResult, Hello, KernelExit, Started, Status
 from sandbox_kernel.agent.protocol import (
     HEADER,
     MAX_PAYLOAD,
@@ -29,15 +30,41 @@ from sandbox_kernel.agent.protocol import (
 )
 from sandbox_kernel.errors import GuestError, GuestProtocolError
 
-__all__ = ["AgentClient", "ExecResult", "Hello", "KernelExit", "Status"]
+__all__ = ["AgentClient", "Configuration", "ExecResult", "Hello", "KernelExit", "Started", "Status"]
 
 CALL_TIMEOUT = 15.0
 """Seconds for an answer; emulated guests under load have been seen to take 2."""
+_REHEARSAL_TIMEOUT = 60.0
+"""Seconds for a rehearsal, which is a kernel's first requests one after the other."""
 _EXCHANGES = 5
 _FAST_ENOUGH = 5_000_000
 """Nanoseconds of an exchange by which a clock is set well."""
 _CLOSED = "The connection to the VM's agent is closed."
 _CARRIES_PAYLOAD = frozenset({"exec", "read"})
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What a guest cannot know by itself.
+
+    Attributes:
+        clock: nanoseconds since the epoch.
+        hostname: its name.
+        entropy: at most `protocol.MAX_ENTROPY` bytes, credited to its random generator.
+        pids: processes and threads that the kernel may have.
+        reserve: bytes of available RAM that the kernel may not have; the agent's own choice when None.
+    """
+
+    clock: int
+    hostname: str
+    entropy: bytes
+    pids: int
+    reserve: int | None = None
+
+    def fields(self) -> dict[str, object]:
+        """What goes into a request; the entropy is its payload."""
+        found: dict[str, object] = {"clock": self.clock, "hostname": self.hostname, "pids": self.pids}
+        return found if self.reserve is None else found | {"reserve": self.reserve}
 
 
 class AgentClient:
@@ -73,25 +100,9 @@ class AgentClient:
         answer, _ = await self.call("hello")
         return answers.hello(answer)
 
-    async def configure(
-        self,
-        clock: int,
-        hostname: str,
-        entropy: bytes,
-        pids: int,
-        reserve: int | None = None,
-    ) -> None:
-        """Gives the guest what it cannot know by itself.
-
-        Args:
-            clock: nanoseconds since the epoch.
-            hostname: its name.
-            entropy: at most `protocol.MAX_ENTROPY` bytes, credited to its random generator.
-            pids: processes and threads that the kernel may have.
-            reserve: bytes of available RAM that the kernel may not have; the agent's own choice when None.
-        """
-        order: dict[str, object] = {"clock": clock, "hostname": hostname, "pids": pids}
-        await self._call("configure", order if reserve is None else order | {"reserve": reserve}, entropy)
+    async def configure(self, configuration: Configuration) -> None:
+        """Gives the guest what it cannot know by itself, apart from `start`."""
+        await self._call("configure", configuration.fields(), configuration.entropy)
 
     async def synchronise(self) -> float:
         """Sets the guest's wall clock to the host's.
@@ -121,21 +132,37 @@ class AgentClient:
         env: Mapping[str, str],
         connection: Mapping[str, object],
         cwd: str | None = None,
-    ) -> int:
-        """Starts the kernel and returns its PID in the guest; its channels may be connected from now on.
+        configuration: Configuration | None = None,
+    ) -> Started:
+        """Starts the kernel; its channels may be connected from now on.
 
         Args:
             argv: its command; `{connection_file}` is filled in.
             env: added to the environment that the guest gives it.
             connection: what its connection file has beside the endpoints: key and signature scheme.
             cwd: folder of the guest; the home of the kernel's user when None.
+            configuration: of the guest, in force before the kernel is; None when it has one.
 
         Raises:
             KernelStartError: the command cannot be executed.
         """
         order: dict[str, object] = {"argv": list(argv), "env": dict(env), "connection": dict(connection)}
-        answer, _ = await self._call("start", order if cwd is None else order | {"cwd": cwd})
+        if cwd is not None:
+            order["cwd"] = cwd
+        if configuration is not None:
+            order["configuration"] = configuration.fields()
+        entropy = configuration.entropy if configuration is not None else b""
+        answer, _ = await self._call("start", order, entropy)
         return answers.started(answer)
+
+    async def rehearse(self, configuration: Configuration) -> None:
+        """Has the kernel that stands by rehearse its start, so that the start itself is fast.
+
+        Raises:
+            GuestError: no kernel stands by, or none any more.
+        """
+        fields = {"configuration": configuration.fields()}
+        await self._call("rehearse", fields, configuration.entropy, _REHEARSAL_TIMEOUT)
 
     async def wait(self) -> KernelExit:
         """Waits until the kernel has ended, however long that takes."""

@@ -26,9 +26,15 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
                payload: at most MAX_ENTROPY bytes, credited to the random generator → clock (ns since the
                epoch)
     start      argv (`{connection_file}` is filled in), env, connection (object: what goes into the
-               connection file beside the endpoints), cwd? → pid. Once per guest, unless it failed. In a VM
-               that was restored from a template the kernel runs already and its channels can be connected
-               before, if `can_adopt` says so
+               connection file beside the endpoints), cwd?, configuration? (object: fields of `configure`);
+               payload as `configure` has it; both are applied before anything else → pid, adopted (whether
+               a template's kernel has become it), clock (as `configure` has it). Once per guest, unless it
+               failed. In a VM that was restored from a template the kernel runs already; its channels can
+               be connected before, if `can_adopt` says so, and stay connected if it was adopted
+    rehearse   configuration?; payload as for `start` → nothing. Does all that `start` does to a template's
+               kernel, with an identity that nobody uses, and a kernel's first requests, so that an emulator
+               has translated what will be run; `start` then finds things as they were. Any number of times
+               before `start`; only while no channel is connected, whose peer would see the requests' outputs
     wait       → code or signal (the other is null), out_of_memory, tail (the last it wrote to its standard
                output and error); answered when the kernel has ended, at once when it already has
     signal     number (0 to 64; 0 only asks), to the kernel's process group → alive (false: nobody got it)
@@ -43,7 +49,7 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
 
 `read` and `write` act with the rights of the kernel's user, on regular files only, and follow no link in the
 last place of a path. Error codes: `unknown` operation, `malformed` field, `failed` (the operating system's
-sentence), `start` (the kernel's command cannot be executed), `started` and `not started`.
+sentence), `start` (the kernel's command cannot be executed), `started` and `not started`, `no standby`.
 
 The kernel's five channels have one vsock port each, from `CHANNEL_PORTS`. The agent opens the listening
 sockets before it starts the kernel and hands them down, so the host may connect as soon as `start` is
@@ -81,12 +87,15 @@ RELAY_IDENTITY = b"sandbox-kernel"
 MAX_CONNECTIONS = 16
 """Connections the agent serves at a time; one more is closed at once."""
 MAX_ENTROPY = 512
-"""Bytes of entropy in one `configure`."""
+"""Bytes of entropy in one request."""
 MAX_EXEC_SECONDS = 300.0
 """Seconds that a program started by `exec` may take."""
 
 OPERATIONS = frozenset(
-    {"hello", "configure", "start", "wait", "signal", "status", "exec", "read", "write", "shutdown"}
+    {
+        *("hello", "configure", "start", "rehearse", "wait", "signal", "status"),
+        *("exec", "read", "write", "shutdown"),
+    }
 )
 
 

@@ -1,10 +1,10 @@
 """What a pool is to keep, from `pool.toml` in the configuration folder and the command line.
 
-    memory = 4096         # MiB that all waiting VMs together may have
-    max_age = 3600        # seconds after which a waiting VM is replaced
+memory = 4096         # MiB that all waiting VMs together may have
+max_age = 3600        # seconds after which a waiting VM is replaced
 
-    [kernels]             # how many to keep waiting, by kernelspec
-    python3-microvm = 2
+[kernels]             # how many to keep waiting, by kernelspec
+python3-microvm = 2
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox_kernel.agent.client import KernelExit
+from sandbox_kernel.agent.client import Configuration, KernelExit
 from sandbox_kernel.agent.protocol import CHANNEL_PORTS, can_adopt
 from sandbox_kernel.errors import (
     BootError,
@@ -49,6 +49,11 @@ log = logging.getLogger(__name__)
 _DRAIN = 2.0
 _SIGNAL = 10.0
 _CONNECT = 10.0
+_ENTROPY = 64
+_RIGHT_ENOUGH = 15_000_000
+"""Nanoseconds that a guest's clock may be behind."""
+_LATER = 0.2
+"""Seconds until somebody waits for the end of a kernel that is known to live: its first request is first."""
 _TEMPLATE_AFTER = 5.0
 """Seconds after a cold start before a template is made: the first cells come first."""
 _TEMPLATE_TIMEOUT = 300.0
@@ -102,7 +107,7 @@ class Supervisor:
             machine = await self._power_on(request.spec)
             if machine.restored:
                 await self._attach()
-                await self._rehearse(machine)
+                await machine.agent.rehearse(_configuration(request.spec.processes))
             self._trace.mark("prepared")
             self._prepared = request.spec.shape
             self._idle = [
@@ -276,26 +281,32 @@ class Supervisor:
 
     async def _start_kernel(self, machine: Machine, request: LaunchRequest) -> asyncio.Task[KernelExit]:
         """Starts the kernel and connects the relay to it; the task ends when the kernel ends."""
-        adopts = machine.restored and can_adopt(list(request.argv), dict(request.env))
-        if adopts:
+        if machine.restored and can_adopt(list(request.argv), dict(request.env)):
             self._attach()
-        await machine.agent.configure(
-            clock=time.time_ns(), hostname="sandbox", entropy=os.urandom(64), pids=request.spec.processes
+        configuration = _configuration(request.spec.processes)
+        connection = _guest_connection(request.connection)
+        sent = time.time_ns()
+        started = await machine.agent.start(
+            request.argv, request.env, connection, configuration=configuration
         )
-        starting = self._task(
-            machine.agent.start(request.argv, request.env, _guest_connection(request.connection))
-        )
-        waiter = await machine.connect_agent()
-        self._stack.push_async_callback(waiter.aclose)
-        await starting
+        took = time.time_ns() - sent
         self._trace.mark("kernel started")
-        log.info("the guest's clock is right but for %.3f s", await machine.agent.synchronise())
-        self._trace.mark("clock set")
-        kernel_exit = self._task(waiter.wait())
-        if not adopts:
+        if not started.adopted:
             await self._detach()
+        kernel_exit = self._task(self._await_kernel(machine, _LATER if started.adopted else 0.0))
+        # The guest has set its clock on the way; whatever did not pass on it was spent before or after.
+        if took - (started.clock - configuration.clock) > _RIGHT_ENOUGH:
+            log.info("the guest's clock is right but for %.3f s", await machine.agent.synchronise())
+            self._trace.mark("clock set")
         await self._until_attached(self._attach(), kernel_exit)
         return kernel_exit
+
+    async def _await_kernel(self, machine: Machine, delay: float) -> KernelExit:
+        """Waits until the kernel has ended, over a connection of its own."""
+        await asyncio.sleep(delay)
+        waiter = await machine.connect_agent()
+        self._stack.push_async_callback(waiter.aclose)
+        return await waiter.wait()
 
     def _attach(self) -> asyncio.Task[None]:
         """Connects the relay to the guest's channels; once, until `_detach`."""
@@ -314,9 +325,6 @@ class Supervisor:
             await asyncio.gather(self._attached, return_exceptions=True)
             self._relay.detach()
             self._attached = None
-
-    async def _rehearse(self, machine: Machine) -> None:
-        """Has the guest do once what it will do at the launch."""
 
     async def _until_attached(
         self, attach: asyncio.Task[None], kernel_exit: asyncio.Task[KernelExit]
@@ -402,6 +410,10 @@ def _endpoints(info: Mapping[str, Any]) -> ClientEndpoints:
         curve_publickey=public.encode() if public else None,
         curve_secretkey=secret.encode() if secret else None,
     )
+
+
+def _configuration(processes: int) -> Configuration:
+    return Configuration(time.time_ns(), "sandbox", os.urandom(_ENTROPY), processes)
 
 
 def _guest_connection(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from sandbox_kernel.errors import GuestError, GuestProtocolError, KernelStartErr
 
 HELLO = {"kernel": "6.12", "python": "3.13.5", "uptime": 4, "boot": {"agent": 3.5}}
 EXIT = {"code": 0, "signal": None, "out_of_memory": False, "tail": ""}
+STARTED = {"pid": 151, "adopted": True, "clock": 7}
 STATUS = {
     "alive": True,
     "memory_current": 1,
@@ -30,7 +31,7 @@ def test_answers_of_an_honest_agent_are_taken_as_they_are() -> None:
     assert answers.exec_result({"code": -9, "truncated": False, "timed_out": True}, b"x") == (
         answers.ExecResult(-9, b"x", False, True)
     )
-    assert answers.started({"pid": 151}) == 151
+    assert answers.started(STARTED) == answers.Started(151, True, 7)
     assert answers.written({"size": 0}) == 0
 
 
@@ -58,6 +59,26 @@ def test_a_number_that_is_none_or_cannot_be_is_refused(name: str, value: object)
 def test_an_exit_that_no_process_can_have_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(GuestProtocolError):
         answers.kernel_exit(EXIT | change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pid": 0},
+        {"pid": 2**22 + 1},
+        {"pid": "1"},
+        {"adopted": 1},
+        {"adopted": None},
+        {"clock": -1},
+        {"clock": 2**63},
+        {"clock": 1.5},
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(GuestProtocolError, match=next(iter(change))):
+        answers.started(STARTED | change)
+    with pytest.raises(GuestProtocolError):
+        answers.started({name: value for name, value in STARTED.items() if name not in change})
 
 
 @pytest.mark.parametrize("boot", [None, [1], {"x": "y"}, {str(n): 1.0 for n in range(17)}])

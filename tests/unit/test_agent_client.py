@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandbox_kernel.agent.client import AgentClient
+from sandbox_kernel.agent.client import AgentClient, Configuration, Started
 from sandbox_kernel.agent.protocol import HEADER, MAGIC, PROTOCOL_VERSION, pack, parse_header, parse_message
 from sandbox_kernel.errors import GuestError, GuestProtocolError, KernelStartError
 
@@ -185,6 +186,46 @@ async def test_a_clock_is_set_well_although_exchanges_are_slow() -> None:
         agent.cancel()
         await client.aclose()
         writer.close()
+
+
+async def asked(answer: dict[str, object], ask: Callable[[AgentClient], Awaitable[object]]) -> list[object]:
+    """The request that `ask` makes of an agent that answers so, its payload, and what `ask` returns."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    client = AgentClient(ours)
+    with theirs:
+        theirs.sendall(pack(answer))
+        result = await ask(client)
+        await client.aclose()
+        with theirs.makefile("rb") as stream:
+            json_length, payload_length = parse_header(stream.read(HEADER.size))
+            return [parse_message(stream.read(json_length)), stream.read(payload_length), result]
+
+
+async def test_a_configuration_travels_by_itself_with_the_start_and_with_its_rehearsal() -> None:
+    configuration = Configuration(clock=5, hostname="h", entropy=b"e", pids=99)
+    fields = {"clock": 5, "hostname": "h", "pids": 99}
+    assert await asked({"ok": True, "clock": 1}, lambda agent: agent.configure(configuration)) == [
+        {"op": "configure"} | fields,
+        b"e",
+        None,
+    ]
+    assert await asked({"ok": True}, lambda agent: agent.rehearse(configuration)) == [
+        {"op": "rehearse", "configuration": fields},
+        b"e",
+        None,
+    ]
+    order = {"op": "start", "argv": ["a"], "env": {}, "connection": {}}
+    answer: dict[str, object] = {"ok": True, "pid": 9, "adopted": True, "clock": 6}
+    reserving = replace(configuration, reserve=1)
+    assert await asked(
+        answer, lambda agent: agent.start(["a"], {}, {}, cwd="/x", configuration=reserving)
+    ) == [
+        order | {"cwd": "/x", "configuration": fields | {"reserve": 1}},
+        b"e",
+        Started(9, True, 6),
+    ]
+    assert await asked(answer, lambda agent: agent.start(["a"], {}, {})) == [order, b"", Started(9, True, 6)]
 
 
 @pytest.mark.parametrize("clock", [-1, 2**63, "now", None])

@@ -145,6 +145,11 @@ def test_no_program_can_gain_rights(agent: Agent) -> None:
         {"op": "configure", "clock": 10**30},
         {"op": "configure", "pids": 0},
         {"op": "configure", "hostname": "x" * 65},
+        {"op": "start", "argv": ["true"], "env": {}, "connection": {}, "configuration": []},
+        {"op": "start", "argv": ["true"], "env": {}, "connection": {}, "configuration": {"pids": 15}},
+        {"op": "start", "argv": ["true"], "env": {}, "connection": {}, "configuration": {"reserve": -1}},
+        {"op": "rehearse", "configuration": None},
+        {"op": "rehearse", "configuration": {"clock": "now"}},
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused_and_the_agent_lives(
@@ -160,7 +165,15 @@ def test_a_request_that_makes_no_sense_is_refused_and_the_agent_lives(
 
 
 def test_too_much_entropy_is_refused(agent: Agent) -> None:
-    assert agent.ask("configure", bytes(MAX_ENTROPY + 1))[0]["error"] == "malformed"
+    too_much = bytes(MAX_ENTROPY + 1)
+    assert agent.ask("configure", too_much)[0]["error"] == "malformed"
+    assert agent.ask("rehearse", too_much)[0]["error"] == "malformed"
+    assert agent.ask("start", too_much, argv=["true"], connection={})[0]["error"] == "malformed"
+    assert agent.ask("signal", number=0)[0]["error"] == "not started"
+
+
+def test_without_a_kernel_that_stands_by_there_is_no_rehearsal(agent: Agent) -> None:
+    assert agent.ask("rehearse")[0]["error"] == "no standby"
 
 
 json_values = st.recursive(

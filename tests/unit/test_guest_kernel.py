@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ async def test_a_kernel_lives_through_the_agent_on_all_five_channels(
     agent: Agent, client: AgentClient, home: Path
 ) -> None:
     (home / "work").mkdir()
-    pid = await client.start(ARGV, ENVIRONMENT, CONNECTION, cwd=str(home / "work"))
+    started = await client.start(ARGV, ENVIRONMENT, CONNECTION, cwd=str(home / "work"))
+    assert started.adopted is False
+    assert abs(started.clock - time.time_ns()) < 60e9
     kernel = jupyter(agent, home)
     try:
         assert kernel.hb_channel.is_alive()
@@ -101,7 +104,7 @@ async def test_a_kernel_lives_through_the_agent_on_all_five_channels(
             )
         )
         own_pid, session, folder, argv, path, modules, environment = seen
-        assert own_pid == session == pid
+        assert own_pid == session == started.pid
         assert folder == str(home / "work")
         assert argv[1:] == ["-f", f"{agent.settings.run}/connection.json"]
         assert Path(argv[0]).name == "ipykernel_launcher.py"
@@ -190,7 +193,7 @@ async def test_a_kernel_that_cannot_start_is_named_and_another_one_may_follow(
         await client.start(["true"], {}, CONNECTION, cwd="/no/such/folder")
     with pytest.raises(KernelStartError, match="/etc/passwd: Permission denied"):
         await client.start(["/etc/passwd"], {}, CONNECTION)
-    assert await client.start(["true"], {}, CONNECTION) > 0
+    assert (await client.start(["true"], {}, CONNECTION)).pid > 0
     assert (await client.wait()).code == 0
 
 

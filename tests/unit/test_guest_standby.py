@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import cgroup
+import system
 from children import Children
-from sandbox_kernel.agent.client import AgentClient
+from sandbox_kernel.agent.client import AgentClient, Configuration
+from sandbox_kernel.errors import GuestError
 from template import Standby, modules_wanted
 from tests.unit.guest_agent import Agent, reaped, settings_for, short_folder
 from tests.unit.test_guest_kernel import ARGV, CONNECTION, ENVIRONMENT, client, jupyter, run
@@ -55,7 +60,9 @@ def standing_by(agent: Agent, children: Children) -> Agent:
 
 
 async def seen_by_user_code(agent: Agent, client: AgentClient, home: Path, **options: Any) -> dict[str, Any]:
-    await client.start(ARGV, ENVIRONMENT, CONNECTION, **options)
+    waiting = agent.operations.standby
+    started = await client.start(ARGV, ENVIRONMENT, CONNECTION, **options)
+    assert started.adopted is (waiting is not None)
     kernel = jupyter(agent, home)
     try:
         found: dict[str, Any] = json.loads(run(kernel, LOOK))
@@ -65,10 +72,13 @@ async def seen_by_user_code(agent: Agent, client: AgentClient, home: Path, **opt
         await client.signal(9)
 
 
+@pytest.mark.parametrize("rehearsals", [0, 2])
 async def test_user_code_sees_what_it_sees_in_a_new_kernel_but_for_modules(
-    standing_by: Agent, client: AgentClient, home: Path
+    standing_by: Agent, client: AgentClient, home: Path, rehearsals: int
 ) -> None:
     (home / "work").mkdir()
+    for _ in range(rehearsals):
+        assert standing_by.ask("rehearse")[0] == {"ok": True}
     adopted = await seen_by_user_code(standing_by, client, home, cwd=str(home / "work"))
     with short_folder() as other, reaped() as children:
         (other / "work").mkdir()
@@ -92,8 +102,8 @@ async def test_it_is_the_same_process_with_another_key(
 ) -> None:
     waiting = standing_by.operations.standby
     assert waiting is not None
-    pid = await client.start(ARGV, ENVIRONMENT, CONNECTION)
-    assert pid == waiting._kernel.pid
+    started = await client.start(ARGV, ENVIRONMENT, CONNECTION)
+    assert (started.pid, started.adopted) == (waiting._kernel.pid, True)
     kernel = jupyter(standing_by, home)  # which checks signatures
     try:
         written = run(kernel, "import ipykernel; print(ipykernel.get_connection_info())")
@@ -115,8 +125,9 @@ async def test_what_it_cannot_become_is_started_anew(
 ) -> None:
     waiting = standing_by.operations.standby
     assert waiting is not None
-    pid = await client.start(argv, ENVIRONMENT | environment, CONNECTION)
-    assert pid != waiting._kernel.pid
+    started = await client.start(argv, ENVIRONMENT | environment, CONNECTION)
+    assert not started.adopted
+    assert started.pid != waiting._kernel.pid
     assert not waiting._kernel.alive
     kernel = jupyter(standing_by, home)
     try:
@@ -132,9 +143,85 @@ async def test_a_kernel_that_cannot_change_its_identity_is_not_used(
     waiting = standing_by.operations.standby
     assert waiting is not None
     # No signature scheme of this name exists, so a new kernel ends as well: but it is a new one.
-    pid = await client.start(ARGV, ENVIRONMENT, CONNECTION | {"signature_scheme": "hmac-none"})
-    assert pid != waiting._kernel.pid
+    started = await client.start(ARGV, ENVIRONMENT, CONNECTION | {"signature_scheme": "hmac-none"})
+    assert not started.adopted
+    assert started.pid != waiting._kernel.pid
     assert not waiting._kernel.alive
+
+
+async def test_a_rehearsal_is_of_an_identity_that_is_thrown_away(
+    standing_by: Agent, client: AgentClient, home: Path
+) -> None:
+    keys = {kernel_key(standing_by)}
+    for _ in range(2):
+        await client.call("rehearse")
+        keys.add(kernel_key(standing_by))
+    assert len(keys) == 3
+    started = await client.start(ARGV, ENVIRONMENT, CONNECTION)
+    assert started.adopted
+    assert kernel_key(standing_by) == CONNECTION["key"]
+    kernel = jupyter(standing_by, home)  # which checks signatures
+    try:
+        session = "me = get_ipython().kernel.session; print(me.key.decode(), len(me.digest_history))"
+        key, requests = run(kernel, session).split()
+        assert key == CONNECTION["key"]
+        assert int(requests) < 10
+    finally:
+        kernel.stop_channels()
+        await client.signal(9)
+
+
+def kernel_key(agent: Agent) -> object:
+    return json.loads(Path(agent.settings.run, "connection.json").read_text())["key"]
+
+
+async def test_nothing_is_rehearsed_once_the_kernel_is_somebodys(
+    standing_by: Agent, client: AgentClient
+) -> None:
+    await client.start(ARGV, ENVIRONMENT, CONNECTION)
+    assert standing_by.ask("rehearse")[0]["error"] == "no standby"
+    await client.signal(9)
+
+
+async def test_a_kernel_that_dies_while_it_stands_by_is_replaced(
+    standing_by: Agent, client: AgentClient, home: Path
+) -> None:
+    waiting = standing_by.operations.standby
+    assert waiting is not None
+    waiting._kernel.signal(9)
+    with pytest.raises(GuestError, match="has ended"):
+        await client.call("rehearse")
+    assert standing_by.ask("rehearse")[0]["error"] == "no standby"
+    assert not (await client.start(ARGV, ENVIRONMENT, CONNECTION)).adopted
+    kernel = jupyter(standing_by, home)
+    try:
+        assert run(kernel, "print(6 * 7)") == "42"
+    finally:
+        kernel.stop_channels()
+        await client.signal(9)
+
+
+async def test_every_change_of_identity_draws_new_random_numbers(
+    standing_by: Agent, client: AgentClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(system, "add_entropy", lambda data: done.append(f"entropy {data!r}"))
+    monkeypatch.setattr(system, "new_identity", lambda: done.append("identity"))
+    monkeypatch.setattr(cgroup, "limit_pids", lambda settings, count: done.append(f"pids {count}"))
+    monkeypatch.setattr(cgroup, "limit_memory", lambda settings, count: done.append(f"memory {count}"))
+    monkeypatch.setattr(time, "clock_settime_ns", lambda clock, value: done.append(f"clock {value}"))
+    configuration = Configuration(5, socket.gethostname(), b"one", 99, 7)
+    everything = ["clock 5", "entropy b'one'", "identity", "pids 99", "memory 7"]
+    await client.rehearse(configuration)
+    assert done == everything
+    await client.rehearse(configuration)
+    started = await client.start(ARGV, ENVIRONMENT, CONNECTION, configuration=configuration)
+    assert started.adopted
+    assert done == everything * 3
+    with pytest.raises(GuestError, match="started already"):
+        await client.start(ARGV, ENVIRONMENT, CONNECTION, configuration=configuration)
+    assert done == everything * 3
+    await client.signal(9)
 
 
 def test_a_template_is_asked_for_on_the_command_line() -> None:
