@@ -28,7 +28,7 @@ _NICE = 19
 def key_of(
     image: Image, memory: int, vcpus: int, accelerator: str, modules: tuple[str, ...] = ()
 ) -> TemplateKey:
-    """The key of a machine's template.
+    """The key of a machine's template, with `modules` and those that the image names imported in it.
 
     Raises:
         MissingToolError: QEMU is not installed.
@@ -38,7 +38,7 @@ def key_of(
         memory,
         vcpus,
         accelerator,
-        tuple(sorted(modules)),
+        tuple(sorted({*modules, *image.manifest.preload})),
         identify_qemu(bubblewrap.find("qemu-system-x86_64", INSTALL)),
         identify_cpu(accelerator),
         " ".join((*KERNEL_ARGUMENTS, str(TRANSLATION_CACHE))),
