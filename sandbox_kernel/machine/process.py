@@ -14,79 +14,151 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox_kernel.errors import HostError
+from sandbox_kernel.errors import HostError, TemplateUnsafeError
 from sandbox_kernel.jail.bubblewrap import Jail
 from sandbox_kernel.jail.cgroup import Cgroup
+from sandbox_kernel.jail.lender import Lender
 from sandbox_kernel.machine.transcript import Transcript
 
+_UNSAFE = (
+    "QEMU before 8.2 cannot be given a template's RAM without the right to write to it here ({}); "
+    "install QEMU 8.2 or later."
+)
 _JAIL_DEADLINE = 10.0
 _KILL_DEADLINE = 2.0
+
+
+@dataclass(frozen=True)
+class Spawned:
+    """A jail that has been started and waits; `QemuProcess.start` takes it from here.
+
+    Attributes:
+        popen: bubblewrap.
+        info: where bubblewrap reports the PID of QEMU to be.
+        block: QEMU runs when there is a byte to read at the other end of it.
+        errors: what both write to standard error.
+        lender: answers when QEMU opens its RAM; None where it needs nobody for that.
+    """
+
+    popen: subprocess.Popen[bytes]
+    info: int
+    block: int
+    errors: int
+    lender: Lender | None
+
+
+def spawn(jail: Jail, argv: Sequence[str], fds: Sequence[int], lender: Lender | None = None) -> Spawned:
+    """Starts `argv` in `jail`, needs no event loop, and waits for nothing but the exec of bubblewrap.
+
+    Args:
+        jail: what it may see.
+        argv: QEMU's command line.
+        fds: descriptors it inherits under the same numbers.
+        lender: lends it its RAM; from now on closed by whoever ends the process.
+
+    Raises:
+        OSError: bubblewrap cannot be run.
+        TemplateUnsafeError: the RAM cannot be lent on this host.
+    """
+    info_reader, info_writer = os.pipe2(os.O_CLOEXEC)
+    block_reader, block_writer = os.pipe2(os.O_CLOEXEC)
+    error_reader, error_writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        popen = _run(
+            jail,
+            jail.command(argv, info_fd=info_writer, block_fd=block_reader),
+            error_writer,
+            (*fds, info_writer, block_reader),
+            lender,
+        )
+    except BaseException:
+        for fd in (info_reader, block_writer, error_reader):
+            os.close(fd)
+        if lender is not None:
+            lender.close()
+        raise
+    finally:
+        for fd in (info_writer, block_reader, error_writer):
+            os.close(fd)
+    return Spawned(popen, info_reader, block_writer, error_reader, lender)
+
+
+def _run(
+    jail: Jail, command: list[str], errors: int, fds: tuple[int, ...], lender: Lender | None
+) -> subprocess.Popen[bytes]:
+    if lender is not None and jail.needs_set_uid:
+        raise TemplateUnsafeError(_UNSAFE.format(f"{jail.bwrap} is set-uid root"))
+    try:
+        popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=errors,
+            stderr=errors,
+            pass_fds=fds,
+            cwd="/",
+            # Two system calls and a message, all prepared. Without a lender Popen can use vfork(2).
+            preexec_fn=lender.enter if lender is not None else None,
+        )
+    except subprocess.SubprocessError as error:
+        if lender is None:
+            raise
+        try:
+            lender.collect()
+        except OSError as refusal:
+            raise TemplateUnsafeError(_UNSAFE.format(f"seccomp: {refusal.strerror}")) from error
+        raise
+    if lender is not None:
+        lender.collect()
+    return popen
 
 
 class QemuProcess:
     """A running, jailed QEMU."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], stderr: Transcript) -> None:
-        self._popen = popen
+    def __init__(self, spawned: Spawned, stderr: Transcript) -> None:
+        self._popen = spawned.popen
+        self._lender = spawned.lender
         self._stderr = stderr
         self._child: int | None = None
         self._qemu_pid = 0
         self._loop = asyncio.get_running_loop()
-        self._pidfd = os.pidfd_open(popen.pid)
+        self._pidfd = os.pidfd_open(self._popen.pid)
         self.exited: asyncio.Future[int] = self._loop.create_future()
         """Exit status of the process, negative for a signal."""
         self._loop.add_reader(self._pidfd, self._on_exit)
+        if self._lender is not None:
+            self._lender.serve(self._loop)
 
     @classmethod
-    async def start(
-        cls, jail: Jail, argv: Sequence[str], fds: Sequence[int], cgroup: Cgroup, log: Path, nice: int = 0
-    ) -> QemuProcess:
-        """Starts `argv` in `jail`.
+    async def start(cls, spawned: Spawned, cgroup: Cgroup, log: Path, nice: int = 0) -> QemuProcess:
+        """Lets the program run, in its cgroup.
 
         Args:
-            jail: what it may see.
-            argv: QEMU's command line.
-            fds: descriptors it inherits under the same numbers.
+            spawned: the jail that waits.
             cgroup: joined before the program runs.
             log: file for its standard error.
             nice: added to its niceness.
 
         Raises:
             HostError: the jail could not be set up.
+            TemplateUnsafeError: likewise, and a RAM was to be lent; without it may be possible.
         """
-        info_reader, info_writer = os.pipe2(os.O_CLOEXEC)
-        block_reader, block_writer = os.pipe2(os.O_CLOEXEC)
-        error_reader, error_writer = os.pipe2(os.O_CLOEXEC)
-        try:
-            popen = subprocess.Popen(  # noqa: ASYNC220 (a fork; the pidfd does the waiting)
-                jail.command(argv, info_fd=info_writer, block_fd=block_reader),
-                stdin=subprocess.DEVNULL,
-                stdout=error_writer,
-                stderr=error_writer,
-                pass_fds=(*fds, info_writer, block_reader),
-                cwd="/",
-            )
-        except BaseException:
-            for fd in (info_reader, block_writer, error_reader):
-                os.close(fd)
-            raise
-        finally:
-            for fd in (info_writer, block_reader, error_writer):
-                os.close(fd)
-        process = cls(popen, Transcript(error_reader, log))
+        process = cls(spawned, Transcript(spawned.errors, log))
         try:
             async with asyncio.timeout(_JAIL_DEADLINE):
-                child = await _read_child_pid(info_reader)
+                child = await _read_child_pid(spawned.info)
             process._child = os.pidfd_open(child)
             process._qemu_pid = child
-            cgroup.add(popen.pid)
+            cgroup.add(process.pid)
             cgroup.add(child)
             if nice:
                 os.setpriority(os.PRIO_PROCESS, child, os.getpriority(os.PRIO_PROCESS, 0) + nice)
         except (OSError, ValueError, KeyError, TimeoutError) as error:
             await process.kill()
+            process.check_ram()
             raise HostError(
                 f"bubblewrap could not set up QEMU's jail ({process.last_words() or error}); "
                 "run `sandbox-kernel doctor` and look at user namespaces and cgroups."
@@ -95,11 +167,21 @@ class QemuProcess:
             await process.kill()
             raise
         finally:
-            os.close(info_reader)
+            os.close(spawned.info)
             with suppress(BrokenPipeError):
-                os.write(block_writer, b"\n")
-            os.close(block_writer)
+                os.write(spawned.block, b"\n")
+            os.close(spawned.block)
         return process
+
+    def check_ram(self) -> None:
+        """For a QEMU that has not started: was it for want of its RAM?
+
+        Raises:
+            TemplateUnsafeError: it was not lent its RAM, and could not open it otherwise.
+        """
+        if self._lender is not None and not self._lender.lent:
+            reason = self._lender.refusal or self.last_words() or "QEMU did not ask for it"
+            raise TemplateUnsafeError(_UNSAFE.format(reason))
 
     @property
     def pid(self) -> int:
@@ -133,6 +215,8 @@ class QemuProcess:
         for pidfd in (self._pidfd, self._child):
             if pidfd is not None:
                 os.close(pidfd)
+        if self._lender is not None:
+            self._lender.close()
         self._stderr.close()
         self.exited.set_result(self._popen.wait())
 

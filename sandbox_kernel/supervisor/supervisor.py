@@ -29,6 +29,7 @@ from sandbox_kernel.errors import (
     NoSpaceError,
     SandboxKernelError,
     TemplateError,
+    TemplateUnsafeError,
 )
 from sandbox_kernel.image.store import Image, ImageStore
 from sandbox_kernel.jail import cgroup
@@ -176,7 +177,7 @@ class Supervisor:
         self._mark("kernel started")
         await self._until_attached(attach, kernel_exit)
         self._mark("kernel connected")
-        if spec.start == "auto" and not machine.restored:
+        if spec.start == "auto" and not machine.restored and TemplateStore().open(key) is None:
             self._task(self._make_template(key, image))
         self._watch(machine.ended, self._on_machine_ended)
         self._watch(relay.failed, self._on_machine_ended)
@@ -200,8 +201,9 @@ class Supervisor:
         except TemplateError as error:
             assert plan.template is not None
             log.warning("%s The kernel boots instead.", error)
-            with suppress(HostError):
-                TemplateStore().remove(plan.template.digest)
+            if not isinstance(error, TemplateUnsafeError):
+                with suppress(HostError):
+                    TemplateStore().remove(plan.template.digest)
             return await self._start_machine(dataclasses.replace(plan, template=None))
         return machine
 
