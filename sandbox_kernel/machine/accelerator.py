@@ -26,7 +26,8 @@ from sandbox_kernel.errors import AcceleratorError, HostError
 from sandbox_kernel.image.store import Image
 from sandbox_kernel.jail import bubblewrap
 from sandbox_kernel.jail.cgroup import Cgroup
-from sandbox_kernel.machine.process import QemuProcess, spawn
+from sandbox_kernel.machine.process import QemuProcess
+from sandbox_kernel.machine.spawn import spawn
 from sandbox_kernel.machine.transcript import Transcript
 from sandbox_kernel.qemu.command import QemuConfig, command_line
 

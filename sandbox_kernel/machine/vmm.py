@@ -20,8 +20,8 @@ from sandbox_kernel.errors import HostError
 from sandbox_kernel.image.store import Image
 from sandbox_kernel.jail import bubblewrap
 from sandbox_kernel.jail.cgroup import Cgroup
-from sandbox_kernel.jail.lender import Lender
-from sandbox_kernel.machine.process import QemuProcess, spawn
+from sandbox_kernel.machine.process import QemuProcess
+from sandbox_kernel.machine.spawn import spawn
 from sandbox_kernel.machine.transcript import Transcript
 from sandbox_kernel.qemu.command import READ_ONLY_RAM, QemuConfig, TemplateRam, VsockDevice, command_line
 
@@ -110,6 +110,9 @@ class Vmm:
             fds.append(plan.vsock.fd)
         lender = None
         if plan.ram is not None and plan.private and not read_only:
+            # With ctypes, 1.4 ms of import that nobody else has to wait for.
+            from sandbox_kernel.jail.lender import Lender
+
             lender = Lender(plan.ram, bubblewrap.RAM)
         spawned = spawn(jail, command_line(config), fds, lender)
         self.process = await QemuProcess.start(spawned, plan.cgroup, plan.logs / "qemu.log", plan.nice)

@@ -15,7 +15,7 @@ from sandbox_kernel.errors import TemplateUnsafeError
 from sandbox_kernel.jail import lender as module
 from sandbox_kernel.jail.bubblewrap import Jail
 from sandbox_kernel.jail.lender import Lender
-from sandbox_kernel.machine.process import spawn
+from sandbox_kernel.machine.spawn import spawn
 
 RAM = PurePosixPath("/no/such/ram")
 LIBC = """
