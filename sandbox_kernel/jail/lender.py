@@ -2,8 +2,9 @@
 
 QEMU before 8.2 opens the file of its RAM with `O_RDWR`, also where it maps it privately. In the jail a
 template's RAM is mounted read-only, so that fails. The lender is asked about the call (`seccomp.py`) and
-answers it with a descriptor of the same file, opened read-only out here. The mount is what protects the file:
-a call that the lender lets go on ends there, and the descriptor that it lends cannot write.
+answers it with a descriptor for reading. The mount is what protects the file: a call that the lender lets go
+on ends there. So does whoever opens the lent descriptor anew through `/proc/self/fd`: a descriptor stays on
+its mount, and the lender opens the file from the jail's root. It gives nothing that the program cannot get.
 
 It lends once, before the guest has run an instruction, and then closes the listener. From then on nobody can
 make the supervisor work or wait by opening files; calls of this kind fail with ENOSYS.
@@ -23,7 +24,7 @@ import struct
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from sandbox_kernel.jail.seccomp import Filter, Listener
+from sandbox_kernel.jail.seccomp import Filter, Listener, Request
 
 if TYPE_CHECKING:
     import asyncio
@@ -34,21 +35,12 @@ _ERRNO = struct.Struct("=i")
 class Lender:
     """One file for one child."""
 
-    def __init__(self, file: Path, path: PurePosixPath) -> None:
-        """Prepares everything that the child needs.
-
-        Args:
-            file: what is lent.
-            path: what the child calls it.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
-        self._path = os.fsencode(path)
+    def __init__(self, path: PurePosixPath) -> None:
+        """Prepares everything that the child needs; `path` is what it calls the file, from its own root."""
+        self._path = path
         self._filter = Filter()
         self._listener: Listener | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._file = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         self._here, self._there = socket.socketpair()
         self.lent = False
         """Whether the child has the file."""
@@ -98,9 +90,6 @@ class Lender:
                 self._loop.remove_reader(self._listener.fileno())
             self._listener.close()
             self._listener = None
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
 
     def _on_request(self) -> None:
         assert self._listener is not None
@@ -108,11 +97,11 @@ class Lender:
             request = self._listener.receive()
             if request is None:
                 return
-            if not self._listener.names(request, self._path):
+            if not self._listener.names(request, os.fsencode(self._path)):
                 self._listener.let_go_on(request)
                 return
             try:
-                self._listener.answer(request, self._file)
+                self._lend(self._listener, request)
                 self.lent = True
             except OSError as error:
                 self.refusal = f"seccomp: {error.strerror}"
@@ -120,3 +109,13 @@ class Lender:
         except (OSError, EOFError) as error:
             self.refusal = str(error)
         self.close()
+
+    def _lend(self, listener: Listener, request: Request) -> None:
+        root = Path(f"/proc/{request.thread}/root")
+        # An absolute link would lead from that root to ours.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(root / self._path.relative_to("/"), flags)
+        try:
+            listener.answer(request, fd)
+        finally:
+            os.close(fd)

@@ -113,7 +113,7 @@ class Vmm:
             # With ctypes, 1.4 ms of import that nobody else has to wait for.
             from sandbox_kernel.jail.lender import Lender
 
-            lender = Lender(plan.ram, bubblewrap.RAM)
+            lender = Lender(bubblewrap.RAM)
         spawned = spawn(jail, command_line(config), fds, lender)
         self.process = await QemuProcess.start(spawned, plan.cgroup, plan.logs / "qemu.log", plan.nice)
         self._stack.push_async_callback(self.process.kill)

@@ -17,7 +17,6 @@ from sandbox_kernel.jail.bubblewrap import Jail
 from sandbox_kernel.jail.lender import Lender
 from sandbox_kernel.machine.spawn import spawn
 
-RAM = PurePosixPath("/no/such/ram")
 LIBC = """
 import ctypes, errno, fcntl, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -63,8 +62,8 @@ async def output(lender: Lender, code: str) -> str:
 
 @pytest.mark.parametrize("call", ["open_", "old_open"])
 async def test_the_file_is_lent_for_reading(file: Path, call: str) -> None:
-    lender = Lender(file, RAM)
-    code = f"fd = {call}({str(RAM)!r}); print(access(fd) == os.O_RDONLY, os.read(fd, 99).decode())"
+    lender = Lender(PurePosixPath(file))
+    code = f"fd = {call}({str(file)!r}); print(access(fd) == os.O_RDONLY, os.read(fd, 99).decode())"
     assert await output(lender, code) == "True as saved"
     assert lender.lent
     assert not lender.refusal
@@ -73,7 +72,7 @@ async def test_the_file_is_lent_for_reading(file: Path, call: str) -> None:
 def test_what_is_lent_can_be_mapped_privately_and_not_written(file: Path) -> None:
     code = f"""
 import mmap
-fd = open_({str(RAM)!r})
+fd = open_({str(file)!r})
 memory = mmap.mmap(fd, 8, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
 memory[:2] = b"no"
 for attempt in (
@@ -84,41 +83,49 @@ for attempt in (
     try: print(attempt())
     except OSError as error: print("refused")
 """
-    assert asyncio.run(output(Lender(file, RAM), code)) == "refused\n" * 2 + "refused"
+    assert asyncio.run(output(Lender(PurePosixPath(file)), code)) == "refused\n" * 2 + "refused"
     assert file.read_text() == "as saved"
 
 
 async def test_it_is_lent_once_and_then_nobody_listens_any_more(file: Path) -> None:
-    code = f"open_({str(RAM)!r}); print(open_({str(RAM)!r}), open_({str(file)!r}, os.O_RDONLY) > 0)"
-    lender = Lender(file, RAM)
+    code = f"open_({str(file)!r}); print(open_({str(file)!r}), open_({str(file)!r}, os.O_RDONLY) > 0)"
+    lender = Lender(PurePosixPath(file))
     assert await output(lender, code) == "ENOSYS True"
 
 
 async def test_other_calls_go_on(file: Path) -> None:
     code = f"""
-print(open_("/dev/null") > 0, open_("/no/such/file"), open_({str(RAM) + "2"!r}), open_("{"x" * 5000}"))
+print(open_("/dev/null") > 0, open_("/no/such/file"), open_({str(file) + "2"!r}), open_("{"x" * 5000}"))
 print(result(libc.open(None, os.O_RDWR)), result(libc.open(ctypes.c_void_p(-1), os.O_RDWR)))
 """
-    lender = Lender(file, RAM)
+    lender = Lender(PurePosixPath(file))
     assert await output(lender, code) == "True ENOENT ENOENT ENAMETOOLONG\nEFAULT EFAULT"
     assert not lender.lent
 
 
+async def test_a_link_is_not_followed(file: Path, tmp_path: Path) -> None:
+    (link := tmp_path / "link").symlink_to(file)
+    lender = Lender(PurePosixPath(link))
+    assert await output(lender, f"print(access(open_({str(link)!r})) == os.O_RDWR)") == "True"
+    assert not lender.lent
+    assert "symbolic links" in lender.refusal
+
+
 def test_calls_of_other_kinds_are_not_even_asked_about(file: Path) -> None:
-    lender = Lender(file, RAM)
+    lender = Lender(PurePosixPath(file))
     code = f"""
-path = {str(RAM)!r}
-print(open_(path, os.O_RDONLY), open_(path, os.O_RDWR | os.O_CLOEXEC), open_(path, os.O_WRONLY), openat(path))
-print(openat({str(file)!r}) > 0, open_({str(file)!r}, os.O_RDWR | os.O_CREAT) > 0)
+path = {str(file)!r}
+asked = (os.O_RDONLY, os.O_WRONLY, os.O_RDWR | os.O_CLOEXEC, os.O_RDWR | os.O_CREAT)
+print(*(open_(path, flags) > 0 for flags in asked), openat(path) > 0)
 """
     popen = child(lender, code)  # nobody serves
-    assert popen.communicate(timeout=10)[0] == "ENOENT ENOENT ENOENT ENOENT\nTrue True\n"
+    assert popen.communicate(timeout=10)[0] == "True True True True True\n"
     lender.close()
 
 
 def test_a_call_that_waits_fails_when_nobody_listens_any_more(file: Path) -> None:
-    lender = Lender(file, RAM)
-    popen = child(lender, f"print('asks', flush=True); print(open_({str(RAM)!r}))")
+    lender = Lender(PurePosixPath(file))
+    popen = child(lender, f"print('asks', flush=True); print(open_({str(file)!r}))")
     assert popen.stdout is not None
     assert popen.stdout.readline() == "asks\n"
     lender.close()
@@ -128,10 +135,10 @@ def test_a_call_that_waits_fails_when_nobody_listens_any_more(file: Path) -> Non
 def test_a_call_that_waits_dies_with_the_process_that_listened(file: Path) -> None:
     code = f"""
 import os, subprocess, sys
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from sandbox_kernel.jail.lender import Lender
-lender = Lender(Path({str(file)!r}), PurePosixPath({str(RAM)!r}))
-code = {LIBC!r} + "print('asks', flush=True); print(open_({str(RAM)!r}), flush=True)"
+lender = Lender(PurePosixPath({str(file)!r}))
+code = {LIBC!r} + "print('asks', flush=True); print(open_({str(file)!r}), flush=True)"
 subprocess.Popen([sys.executable, "-ISc", code], preexec_fn=lender.enter)
 lender.collect()
 sys.stdin.read()
@@ -146,8 +153,8 @@ sys.stdin.read()
 
 
 async def test_a_child_that_is_killed_while_it_asks_disturbs_nobody(file: Path) -> None:
-    lender = Lender(file, RAM)
-    popen = child(lender, f"print('asks', flush=True); open_({str(RAM)!r})")
+    lender = Lender(PurePosixPath(file))
+    popen = child(lender, f"print('asks', flush=True); open_({str(file)!r})")
     assert popen.stdout is not None
     assert popen.stdout.readline() == "asks\n"
     popen.kill()
@@ -162,11 +169,11 @@ async def test_a_child_that_is_killed_while_it_asks_disturbs_nobody(file: Path) 
 def test_a_second_listener_is_refused_and_that_is_told(file: Path) -> None:
     code = f"""
 import subprocess
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from sandbox_kernel.jail.lender import Lender
 from sandbox_kernel.jail.seccomp import Filter
 kept = Filter().install()
-lender = Lender(Path({str(file)!r}), PurePosixPath({str(RAM)!r}))
+lender = Lender(PurePosixPath({str(file)!r}))
 try:
     subprocess.Popen(["true"], preexec_fn=lender.enter)
 except subprocess.SubprocessError:
@@ -191,7 +198,7 @@ def test_a_host_that_refuses_runs_no_jail(file: Path, monkeypatch: pytest.Monkey
     before = descriptors()
     jail = Jail(Path("/bin/true"), Path("/bin/true"), file.parent)
     with pytest.raises(TemplateUnsafeError, match=r"\(seccomp: Operation not permitted\); install QEMU 8\.2"):
-        spawn(jail, ["x"], (), Lender(file, RAM))
+        spawn(jail, ["x"], (), Lender(PurePosixPath(file)))
     assert descriptors() == before
 
 
@@ -203,4 +210,4 @@ def test_a_bubblewrap_that_is_set_uid_root_cannot_be_used(
     bwrap.chmod(0o4755)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(TemplateUnsafeError, match="is set-uid root"):
-        spawn(Jail(bwrap, Path("/bin/true"), tmp_path), ["x"], (), Lender(file, RAM))
+        spawn(Jail(bwrap, Path("/bin/true"), tmp_path), ["x"], (), Lender(PurePosixPath(file)))

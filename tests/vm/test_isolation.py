@@ -8,6 +8,7 @@ import hashlib
 import json
 import mmap
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,6 +114,12 @@ def test_no_descriptor_and_no_mapping_of_a_restored_qemu_writes_to_its_template(
             info = dict(line.split(":\t") for line in (proc / "fdinfo" / link.name).read_text().splitlines())
             modes.append(int(info["flags"], 8) & os.O_ACCMODE)
     assert modes == [os.O_RDONLY]
+    for link in (proc / "fd").iterdir():
+        # What QEMU could make of a descriptor: open it anew, on the mount that it was opened on.
+        if stat.S_ISREG(link.stat().st_mode):
+            with pytest.raises(OSError) as caught:
+                os.open(link, os.O_RDWR)
+            assert caught.value.errno == errno.EROFS, link.readlink()
     mappings = [line.split() for line in (proc / "maps").read_text().splitlines()]
     rights = {words[1] for words in mappings if words[4] == str(file.st_ino)}
     assert rights == {"rw-p"}
@@ -158,7 +165,7 @@ def test_where_qemu_cannot_be_kept_from_writing_to_a_template_the_kernel_boots(
     if template.qemu >= READ_ONLY_RAM:
         pytest.skip("this QEMU needs no help to open its RAM for reading")
     # Linux allows a process one listener; here the test has it.
-    lender = Lender(template.ram, PurePosixPath("/no/such/file"))
+    lender = Lender(PurePosixPath("/no/such/file"))
     popen = subprocess.Popen(
         [sys.executable, "-c", UNDER_A_FILTER], stdout=subprocess.PIPE, preexec_fn=lender.enter
     )
