@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, cast
 
 from qemu.qmp import QMPError
 
@@ -87,6 +87,7 @@ async def make(store: TemplateStore, key: TemplateKey, image: Image, timeout: fl
             await vmm.start()
             await vmm.greet(timeout)
             try:
+                qemu = await _version(vmm)
                 await _until_warm(vmm, timeout)
                 await vmm.qmp.execute("stop")
                 await save(vmm.qmp, staging / STATE)
@@ -97,7 +98,13 @@ async def make(store: TemplateStore, key: TemplateKey, image: Image, timeout: fl
                     f"{vmm.console.last_lines()}); kernels boot instead."
                 ) from error
         shutil.rmtree(logs)
-        return store.publish(staging, key)
+        return store.publish(staging, key, qemu)
+
+
+async def _version(vmm: Vmm) -> tuple[int, ...]:
+    """Which version of QEMU it is (QMP, `query-version`)."""
+    found = cast(dict[str, Any], await vmm.qmp.execute("query-version"))["qemu"]
+    return int(found["major"]), int(found["minor"]), int(found["micro"])
 
 
 async def _until_warm(vmm: Vmm, timeout: float) -> None:
