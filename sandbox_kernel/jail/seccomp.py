@@ -74,7 +74,7 @@ _PROGRAM = (
 
 
 class Filter:
-    """The filter, ready to be installed: all that is left to do are two system calls."""
+    """The filter and the calls that install it."""
 
     def __init__(self) -> None:
         lines = b"".join(struct.pack("=HBBI", *line) for line in _PROGRAM)
@@ -98,12 +98,17 @@ class Filter:
             OSError: Linux refused; EBUSY: this process is under somebody else's notifying filter.
         """
         if self._prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "prctl")
+            raise _error()
         address = ctypes.addressof(self._program)
         listener = self._syscall(_SYS_SECCOMP, _SET_MODE_FILTER, _FILTER_FLAGS, address)
         if listener < 0:
-            raise OSError(ctypes.get_errno(), "seccomp")
+            raise _error()
         return int(listener)
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
 
 
 @dataclass(frozen=True)

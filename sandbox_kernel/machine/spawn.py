@@ -83,25 +83,17 @@ def _run(
 ) -> subprocess.Popen[bytes]:
     if lender is not None and jail.needs_set_uid:
         raise unsafe(f"{jail.bwrap} is set-uid root")
-    try:
-        popen = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=errors,
-            stderr=errors,
-            pass_fds=fds,
-            cwd="/",
-            # Two system calls and a message, all prepared. Without a lender Popen can use vfork(2).
-            preexec_fn=lender.enter if lender is not None else None,
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, pass_fds=fds, cwd="/"
         )
-    except subprocess.SubprocessError as error:
-        if lender is None:
-            raise
-        try:
-            lender.collect()
-        except OSError as refusal:
-            raise unsafe(f"seccomp: {refusal.strerror}") from error
+
+    if lender is None:
+        return start()
+    try:
+        return lender.run(start)
+    except OSError as error:
+        if lender.refusal:
+            raise unsafe(lender.refusal) from error
         raise
-    if lender is not None:
-        lender.collect()
-    return popen

@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -42,9 +43,7 @@ def file(tmp_path: Path) -> Path:
 
 def child(lender: Lender, code: str) -> subprocess.Popen[str]:
     argv = [sys.executable, "-ISc", LIBC + code]
-    popen = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, preexec_fn=lender.enter)
-    lender.collect()
-    return popen
+    return lender.run(lambda: subprocess.Popen(argv, stdout=subprocess.PIPE, text=True))
 
 
 async def output(lender: Lender, code: str) -> str:
@@ -139,8 +138,7 @@ from pathlib import PurePosixPath
 from sandbox_kernel.jail.lender import Lender
 lender = Lender(PurePosixPath({str(file)!r}))
 code = {LIBC!r} + "print('asks', flush=True); print(open_({str(file)!r}), flush=True)"
-subprocess.Popen([sys.executable, "-ISc", code], preexec_fn=lender.enter)
-lender.collect()
+lender.run(lambda: subprocess.Popen([sys.executable, "-ISc", code]))
 sys.stdin.read()
 """
     owner = subprocess.Popen(
@@ -168,22 +166,42 @@ async def test_a_child_that_is_killed_while_it_asks_disturbs_nobody(file: Path) 
 
 def test_a_second_listener_is_refused_and_that_is_told(file: Path) -> None:
     code = f"""
-import subprocess
 from pathlib import PurePosixPath
 from sandbox_kernel.jail.lender import Lender
 from sandbox_kernel.jail.seccomp import Filter
 kept = Filter().install()
 lender = Lender(PurePosixPath({str(file)!r}))
-try:
-    subprocess.Popen(["true"], preexec_fn=lender.enter)
-except subprocess.SubprocessError:
-    try: lender.collect()
-    except OSError as error: print(error.errno)
+try: lender.run(lambda: print("not to be run"))
+except OSError as error: print(error.errno, lender.refusal)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=10
     )
-    assert int(done.stdout) == errno.EBUSY
+    assert done.stdout == f"{errno.EBUSY} seccomp: {os.strerror(errno.EBUSY)}\n"
+
+
+def test_the_thread_stays_for_as_long_as_the_child_may_live_and_then_goes(file: Path) -> None:
+    lender = Lender(PurePosixPath(file))
+    before = threading.active_count()
+    death = "libc.prctl(1, 9); print('set', flush=True); sys.stdin.read()"  # PR_SET_PDEATHSIG, SIGKILL
+    argv = [sys.executable, "-ISc", LIBC + death]
+    popen = lender.run(lambda: subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+    assert popen.stdout is not None
+    assert popen.stdout.readline() == b"set\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        popen.wait(0.2)
+    assert threading.active_count() == before + 1
+    lender.close()
+    assert popen.wait(10) == -9
+    popen.communicate()
+    assert threading.active_count() == before
+
+
+def test_what_fails_in_the_thread_fails_here(file: Path) -> None:
+    lender = Lender(PurePosixPath(file))
+    with pytest.raises(FileNotFoundError):
+        lender.run(lambda: subprocess.Popen(["/no/such/program"]))
+    assert not lender.refusal
 
 
 def descriptors() -> int:
@@ -192,7 +210,7 @@ def descriptors() -> int:
 
 def test_a_host_that_refuses_runs_no_jail(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: object) -> int:
-        raise OSError(errno.EPERM, "seccomp")
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(module.Filter, "install", refuse)
     before = descriptors()

@@ -166,10 +166,8 @@ def test_where_qemu_cannot_be_kept_from_writing_to_a_template_the_kernel_boots(
         pytest.skip("this QEMU needs no help to open its RAM for reading")
     # Linux allows a process one listener; here the test has it.
     lender = Lender(PurePosixPath("/no/such/file"))
-    popen = subprocess.Popen(
-        [sys.executable, "-c", UNDER_A_FILTER], stdout=subprocess.PIPE, preexec_fn=lender.enter
-    )
-    lender.collect()
+    argv = [sys.executable, "-c", UNDER_A_FILTER]
+    popen = lender.run(lambda: subprocess.Popen(argv, stdout=subprocess.PIPE))
 
     async def end() -> bytes:
         lender.serve(asyncio.get_running_loop())
