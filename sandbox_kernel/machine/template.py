@@ -22,6 +22,8 @@ from sandbox_kernel.template.key import TemplateKey, identify_cpu, identify_qemu
 from sandbox_kernel.template.store import RAM, STATE, Template, TemplateStore
 
 _QUIT = 5.0
+_SETTLE = 1.0
+"""Seconds between a warm guest's word and its end: what it still does then, no clone has to do."""
 _NICE = 19
 
 
@@ -89,6 +91,7 @@ async def make(store: TemplateStore, key: TemplateKey, image: Image, timeout: fl
             try:
                 qemu = await _version(vmm)
                 await _until_warm(vmm, timeout)
+                await asyncio.sleep(_SETTLE)
                 await vmm.qmp.execute("stop")
                 await save(vmm.qmp, staging / STATE)
                 await _quit(vmm)
