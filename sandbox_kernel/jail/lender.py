@@ -75,6 +75,11 @@ class Lender:
             raise errors[0]
         return results[0]
 
+    def turn(self) -> None:
+        """Answers what has been asked so far, for a caller that has no event loop yet."""
+        if self._listener is not None:
+            self._on_request()
+
     def serve(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answers from now on, one call a turn of the loop; what has been asked so far has waited."""
         if self._listener is not None:
