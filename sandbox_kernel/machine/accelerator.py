@@ -23,6 +23,8 @@ from sandbox_kernel.jail import bubblewrap
 
 DEVICE = Path("/dev/kvm")
 INSTALL = "install it with `sandbox-kernel setup`"
+_KEPT = 16
+"""Verdicts kept; one for each image in use is enough."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +54,20 @@ def unavailable(device: Path = DEVICE) -> str | None:
 def cached(image: Image) -> Verdict | None:
     """The verdict kept for this host, this QEMU and this image; None when there is none."""
     try:
-        stored = json.loads(_verdict_file().read_text())
-        if stored["for"] != _circumstances(image):
-            return None
-        return Verdict(bool(stored["usable"]), str(stored["reason"]), float(stored["seconds"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        stored = _stored()[_circumstances(image)]
+        return Verdict(bool(stored["usable"]), str(stored["reason"]), float(str(stored["seconds"])))
+    except (ValueError, KeyError, TypeError):
         return None
 
 
 def keep(verdict: Verdict, image: Image) -> None:
-    """Keeps a verdict for `cached`."""
+    """Keeps a verdict for `cached`, and the latest of other images."""
+    key = _circumstances(image)
+    others = [(name, stored) for name, stored in _stored().items() if name != key]
     file = _verdict_file()
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps({"for": _circumstances(image), **dataclasses.asdict(verdict)}))
+    fresh.write_text(json.dumps({**dict(others[1 - _KEPT :]), key: dataclasses.asdict(verdict)}))
     fresh.replace(file)
 
 
@@ -95,8 +97,17 @@ def settle(requested: str, image: Image) -> tuple[str, str] | None:
     return "tcg", verdict.reason
 
 
+def _stored() -> dict[str, dict[str, object]]:
+    """Verdicts by what they were taken for, the latest last."""
+    try:
+        found = json.loads(_verdict_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _verdict_file() -> Path:
-    return paths.cache_dir() / "accelerator.json"
+    return paths.cache_dir() / "accelerators.json"
 
 
 def _circumstances(image: Image) -> str:
