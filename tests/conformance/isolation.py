@@ -126,7 +126,7 @@ def run(suite: Suite, archive: Path, python: Path, choice: Choice, image: str) -
 
 @contextmanager
 def _pool(python: Path, variables: Mapping[str, str], target: str, log: TextIO) -> Iterator[None]:
-    """A pool of the suite's own while it runs, for the target that wants one; what it gave stands in the log."""
+    """A pool of the suite's own, for the target that wants one; what it gave stands in the log."""
     if target != "pooled":
         yield
         return
