@@ -64,7 +64,7 @@ class MachinePlan:
             template.ram if template else None,
             private=True,
             qemu=template.qemu if template else (),
-            inherit=[state.fileno()] if state else [],
+            state_fd=state.fileno() if state else None,
         )
 
 

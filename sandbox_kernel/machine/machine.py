@@ -14,8 +14,6 @@ import logging
 from contextlib import AsyncExitStack, suppress
 from typing import cast
 
-from qemu.qmp import QMPError
-
 from sandbox_kernel.agent.client import AgentClient
 from sandbox_kernel.agent.protocol import AGENT_PORT
 from sandbox_kernel.errors import (
@@ -26,11 +24,10 @@ from sandbox_kernel.errors import (
     TemplateError,
 )
 from sandbox_kernel.machine.ignition import CID, Ignition
-from sandbox_kernel.machine.migration import restore
 from sandbox_kernel.machine.state import Lifecycle, State
 from sandbox_kernel.machine.vmm import Vmm
 from sandbox_kernel.qemu.command import vsock_device
-from sandbox_kernel.template.store import Template
+from sandbox_kernel.qemu.script import Script
 from sandbox_kernel.trace import Trace
 from sandbox_kernel.vsock.host import VsockHost
 from sandbox_kernel.vsock.kernel import KernelVsock
@@ -56,6 +53,8 @@ class Machine:
         self._tasks: set[asyncio.Task[None]] = set()
         self.ended: asyncio.Future[SandboxKernelError] = asyncio.get_running_loop().create_future()
         """Resolved once with the reason when the machine is no more of use."""
+        self.running = asyncio.Event()
+        """The guest runs: it boots, or goes on from its template."""
 
     @property
     def restored(self) -> bool:
@@ -76,12 +75,18 @@ class Machine:
             HostError: something on the host is missing.
             TemplateError: the template cannot be restored; TemplateUnsafeError: not on this host.
         """
-        self._lifecycle.move(State.BOOTING)
         try:
-            await self._take_over()
-            if self._plan.template is not None:
-                await self._restore(self._plan.template)
+            self._attend()
+            if self.restored:
+                await self._until_running(self._plan.boot_timeout)
+            self.running.set()
+            # A clone comes up by itself; QMP is for what happens later.
+            greeting = asyncio.create_task(self._greet())
+            self._stack.callback(greeting.cancel)
+            if not self.restored:
+                await greeting
             await self._reach_agent()
+            await greeting
         except BaseException:
             await self.stop()
             raise
@@ -104,50 +109,68 @@ class Machine:
         """The console's last lines on one line."""
         return self._vmm.console.last_lines()
 
-    async def _take_over(self) -> None:
-        """Makes everything that talks to QEMU, and waits for its greeting."""
+    def _attend(self) -> None:
+        """Begins to serve what QEMU waits for as it comes up."""
         ignition = self._ignition
         ignition.taken = True
+        self._lifecycle.move(State.BOOTING)
         if ignition.state is not None:
             self._stack.enter_context(ignition.state)
         self._vmm = Vmm(ignition.vmm, ignition.powered)
         self._stack.push_async_callback(self._vmm.aclose)
         self._vmm.start()
+        self.process = self._vmm.process
         self.vsock: VsockHost = _vsock_host(ignition)
         self._stack.push_async_callback(self.vsock.aclose)
-        self.process = self._vmm.process
+        if self.restored and isinstance(self.vsock, UserspaceVsock):
+            self.vsock.reach_memory_of(self.process.qemu_pid)
         self.process.exited.add_done_callback(lambda _: self._on_exit())
         self.vsock.failed.add_done_callback(self._on_violation)
+
+    async def _until_running(self, timeout: float) -> None:
+        """Waits until QEMU has loaded the devices of its template, lets the guest run, and has its vsock.
+
+        Raises:
+            TemplateError: QEMU did not take the state; TemplateUnsafeError: nor its RAM.
+        """
+        end = self._ignition.powered.script
+        assert end is not None
+        script = Script(end)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._follow(script, "loaded")
+                self._trace.mark("devices restored")
+                script.go_on({**dict(vsock_device(self._ignition.device)), "id": "vsock"})
+                await self._follow(script, "running")
+        except TimeoutError:
+            script.error = script.error or "no answer in time"
+        if script.running:
+            self._vmm.type("")
+            self._trace.mark("vsock plugged in")
+            return
+        await self.process.kill()
+        self.process.check_ram()
+        template = self._plan.template
+        assert template is not None
+        raise TemplateError(
+            f"QEMU did not restore the template {template.digest} "
+            f"({script.error or self.process.last_words() or 'it ended'}); it is to be made anew."
+        )
+
+    async def _follow(self, script: Script, done: str) -> None:
+        """Waits for what `done` names, or for a reason why it will not come."""
+        script.look()
+        while not (getattr(script, done) or script.error or self.process.exited.done()):
+            await asyncio.sleep(_POLL_RESTORED)
+            script.look()
+
+    async def _greet(self) -> None:
+        """Waits for QEMU's greeting; from then on its events are seen."""
         await self._vmm.greet(self._plan.boot_timeout)
         task = asyncio.create_task(self._watch_events(), name="qmp-events")
         self._tasks.add(task)
         self._stack.callback(task.cancel)
         self._trace.mark("QEMU answered")
-
-    async def _restore(self, template: Template) -> None:
-        """Loads the devices' state, lets the guest run, and plugs its vsock in.
-
-        Raises:
-            TemplateError: QEMU did not take the state; the template is of no use.
-        """
-        state, device = self._ignition.state, self._ignition.device
-        assert state is not None
-        if isinstance(self.vsock, UserspaceVsock):
-            self.vsock.reach_memory_of(self.process.qemu_pid)
-        qmp = self._vmm.qmp
-        try:
-            async with asyncio.timeout(self._plan.boot_timeout):
-                await restore(qmp, state.fileno())
-                self._trace.mark("devices restored")
-                await qmp.execute("device_add", {**dict(vsock_device(device)), "id": "vsock"})
-                await qmp.execute("cont")
-        except (QMPError, OSError, TimeoutError) as error:
-            raise TemplateError(
-                f"QEMU did not restore the template {template.digest} "
-                f"({self.process.last_words() or error}); it is to be made anew."
-            ) from error
-        self._vmm.type("")
-        self._trace.mark("vsock plugged in")
 
     async def _watch_events(self) -> None:
         with self._vmm.qmp.listener(("SHUTDOWN", "GUEST_PANICKED")) as events:

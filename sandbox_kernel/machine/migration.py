@@ -1,7 +1,8 @@
-"""Saving and loading what QEMU calls migration: here, the devices of a VM whose RAM lies in a file.
+"""Saving by what QEMU calls migration: here, of the devices of a VM whose RAM lies in a file.
 
 With the capability `x-ignore-shared` QEMU leaves out RAM that is shared with a file (migration/ram.c of QEMU;
 "x-" says that the name may change, the function has been there since 4.0). What is left are some 400 KiB.
+How they are loaded again is in qemu/script.py.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any, cast
 from qemu.qmp import QMPClient
 
 from sandbox_kernel.errors import GuestError
+from sandbox_kernel.qemu.script import CAPABILITIES
 
-_CAPABILITIES = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 _POLL = 0.001
 
 
@@ -25,7 +26,7 @@ async def save(qmp: QMPClient, file: Path) -> None:
         QMPError: QEMU refused.
         GuestError: it did not finish.
     """
-    await qmp.execute("migrate-set-capabilities", _CAPABILITIES)
+    await qmp.execute("migrate-set-capabilities", CAPABILITIES)
     with file.open("wb") as stream:
         qmp.send_fd_scm(stream.fileno())
         await qmp.execute("getfd", {"fdname": "state"})
@@ -33,18 +34,6 @@ async def save(qmp: QMPClient, file: Path) -> None:
     while (status := await _query(qmp, "query-migrate")) != "completed":
         if status in ("failed", "cancelled"):
             raise GuestError(f"QEMU did not save the VM ({status}).")
-        await asyncio.sleep(_POLL)
-
-
-async def restore(qmp: QMPClient, fd: int) -> None:
-    """Reads devices from the descriptor `fd`, which QEMU has inherited under this number.
-
-    Raises:
-        QMPError: QEMU refused, or has ended over what it read.
-    """
-    await qmp.execute("migrate-set-capabilities", _CAPABILITIES)
-    await qmp.execute("migrate-incoming", {"uri": f"fd:{fd}"})
-    while await _query(qmp, "query-status") == "inmigrate":  # noqa: ASYNC110 (QEMU has no event for it)
         await asyncio.sleep(_POLL)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ from sandbox_kernel.jail.cgroup import Cgroup
 from sandbox_kernel.machine.accelerator import INSTALL
 from sandbox_kernel.machine.spawn import Spawned, spawn
 from sandbox_kernel.qemu.command import READ_ONLY_RAM, QemuConfig, TemplateRam, VsockDevice, command_line
+from sandbox_kernel.qemu.script import script as restore_script
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class VmmPlan:
         private: whether writes to `ram` stay with this QEMU, which then waits to be restored, and whose jail
             has the file read-only.
         qemu: version of QEMU, for private RAM; without one the oldest that there is.
-        inherit: further descriptors that QEMU keeps, same number.
+        state_fd: a template's devices, for QEMU to load when it is up; None for a machine that boots.
         kernel_arguments: further words for the guest kernel's command line.
         nice: added to its niceness.
     """
@@ -47,7 +47,7 @@ class VmmPlan:
     ram: Path | None = None
     private: bool = False
     qemu: tuple[int, ...] = ()
-    inherit: Sequence[int] = ()
+    state_fd: int | None = None
     kernel_arguments: tuple[str, ...] = ()
     nice: int = 0
 
@@ -60,17 +60,20 @@ class Powered:
         spawned: the process.
         qmp: our end of its QMP socket.
         console: our end of the guest's serial console.
+        script: our end of a clone's script; None for a machine that boots.
     """
 
     spawned: Spawned
     qmp: socket.socket
     console: socket.socket
+    script: socket.socket | None
 
     def kill(self) -> None:
         """Ends a QEMU that no `Vmm` has taken over."""
         self.spawned.kill()
-        self.qmp.close()
-        self.console.close()
+        for end in (self.qmp, self.console, self.script):
+            if end is not None:
+                end.close()
 
 
 def power_on(plan: VmmPlan) -> Powered:
@@ -86,6 +89,10 @@ def power_on(plan: VmmPlan) -> Powered:
     with ExitStack() as ours, ExitStack() as theirs:
         qmp, qemu_qmp = _pair(ours, theirs)
         console, qemu_console = _pair(ours, theirs)
+        script = qemu_script = None
+        if plan.state_fd is not None:
+            script, qemu_script = _pair(ours, theirs)
+            script.sendall(restore_script(plan.state_fd))
         config = QemuConfig(
             binary=PurePosixPath(qemu),
             image=bubblewrap.IMAGE,
@@ -94,6 +101,7 @@ def power_on(plan: VmmPlan) -> Powered:
             accelerator=plan.accelerator,
             console_fd=qemu_console.fileno(),
             qmp_fd=qemu_qmp.fileno(),
+            script_fd=qemu_script.fileno() if qemu_script is not None else None,
             vsock=plan.vsock,
             kernel_arguments=plan.kernel_arguments,
             template=TemplateRam(bubblewrap.RAM, plan.private, read_only) if plan.ram is not None else None,
@@ -101,7 +109,9 @@ def power_on(plan: VmmPlan) -> Powered:
         jail = bubblewrap.Jail(
             bwrap, qemu, plan.image.directory, devices(plan.accelerator), plan.ram, not plan.private
         )
-        fds = [qemu_console.fileno(), qemu_qmp.fileno(), *plan.inherit]
+        fds = [end.fileno() for end in (qemu_console, qemu_qmp, qemu_script) if end is not None]
+        if plan.state_fd is not None:
+            fds.append(plan.state_fd)
         if plan.vsock is not None:
             fds.append(plan.vsock.fd)
         lender = None
@@ -112,7 +122,7 @@ def power_on(plan: VmmPlan) -> Powered:
             lender = Lender(bubblewrap.RAM)
         spawned = spawn(jail, command_line(config), fds, plan.cgroup, plan.nice, lender)
         ours.pop_all()
-    return Powered(spawned, qmp, console)
+    return Powered(spawned, qmp, console, script)
 
 
 def devices(accelerator: str) -> tuple[Path, ...]:

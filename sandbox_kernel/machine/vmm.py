@@ -41,8 +41,9 @@ class Vmm:
         powered = self._powered or power_on(self._plan)
         self._qmp_socket, self._console = powered.qmp, powered.console
         self._stack.callback(powered.spawned.popen.kill)  # should the next lines fail
-        for end in (powered.qmp, powered.console):
-            self._stack.callback(end.close)
+        for end in (powered.qmp, powered.console, powered.script):
+            if end is not None:
+                self._stack.callback(end.close)
         self.console = Transcript(self._console.dup().detach(), self._plan.logs / "console.log")
         self._stack.callback(self.console.close)
         self.process = QemuProcess(powered.spawned, self._plan.logs / "qemu.log")

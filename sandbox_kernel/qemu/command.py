@@ -69,6 +69,7 @@ class QemuConfig:
         accelerator: `kvm` or `tcg`.
         console_fd: inherited stream socket that gets the serial console.
         qmp_fd: inherited stream socket for QMP; None for a machine nobody talks to.
+        script_fd: inherited stream socket for a second QMP, whose commands lie there before QEMU runs.
         vsock: the vsock device; None for a machine without.
         template: where the RAM lies; None for a machine that boots and is not to be saved. With a template
             the vsock device is prepared but not plugged in (`vsock_device`), as it cannot be saved.
@@ -82,6 +83,7 @@ class QemuConfig:
     accelerator: str
     console_fd: int
     qmp_fd: int | None = None
+    script_fd: int | None = None
     vsock: VsockDevice | None = None
     kernel_arguments: tuple[str, ...] = ()
     template: TemplateRam | None = None
@@ -116,6 +118,8 @@ def command_line(config: QemuConfig) -> list[str]:
             argv += ["-device", ",".join(f"{name}={value}" for name, value in vsock_device(config.vsock))]
     if config.template is not None and config.template.private:
         argv += ["-incoming", "defer"]
+    if config.script_fd is not None:
+        argv += ["-chardev", f"socket,id=script,fd={config.script_fd}", "-mon", "chardev=script,mode=control"]
     return argv
 
 

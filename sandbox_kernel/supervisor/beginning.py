@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sandbox_kernel.errors import HostError, TemplateError, TemplateUnsafeError
 from sandbox_kernel.machine.ignition import Ignition, MachinePlan, ignite
@@ -16,6 +17,11 @@ from sandbox_kernel.supervisor.belongings import Belongings
 from sandbox_kernel.supervisor.decision import Decision
 from sandbox_kernel.template.store import Template, TemplateStore
 from sandbox_kernel.trace import Trace
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from sandbox_kernel.machine.machine import Machine
 
 log = logging.getLogger(__name__)
 
@@ -27,21 +33,49 @@ class Beginning:
     Attributes:
         decision: what it is.
         belongings: what it has on the host.
-        ignition: its QEMU, until a `Machine` takes that over.
+        ignition: its QEMU, until the machine takes that over.
+        machine: the machine, once it is attended to.
+        starting: its start, which goes on by itself.
     """
 
     decision: Decision
     belongings: Belongings
     ignition: Ignition
+    machine: Machine | None = None
+    starting: asyncio.Task[None] | None = None
 
-    def abandon(self) -> None:
-        """Ends its QEMU, unless a `Machine` has taken that over."""
+    async def attend(self, trace: Trace) -> Machine:
+        """Has the machine start, and returns it when its guest runs, or will not."""
+        from asyncio import create_task, wait
+
+        from sandbox_kernel.machine.machine import Machine
+
+        self.machine = machine = Machine(self.ignition, trace)
+        self.starting = create_task(machine.start())
+        running = create_task(machine.running.wait())
+        await wait((self.starting, running), return_when="FIRST_COMPLETED")
+        running.cancel()
+        return machine
+
+    async def aclose(self) -> None:
+        """Ends the machine, whatever it has come to; idempotent."""
+        from asyncio import gather
+
+        if self.starting is not None:
+            self.starting.cancel()
+            await gather(self.starting, return_exceptions=True)
+        if self.machine is not None:
+            await self.machine.stop()
         self.ignition.abandon()
 
-    def again(self, trace: Trace) -> Ignition:
-        """A QEMU that boots instead of being restored."""
+    async def boot_instead(self, error: TemplateError, trace: Trace) -> None:
+        """Starts over without the template, which was of no use."""
+        template = self.ignition.plan.template
+        assert template is not None
+        _boots_instead(error, template)
+        await self.aclose()
         self.ignition = _ignite(self.decision, self.belongings, None, trace)
-        return self.ignition
+        await self.attend(trace)
 
 
 def begin(vm: str, decision: Decision, control_fd: int, trace: Trace) -> Beginning:
@@ -65,7 +99,7 @@ def begin(vm: str, decision: Decision, control_fd: int, trace: Trace) -> Beginni
         ignition = _ignite(decision, belongings, template, trace)
     except TemplateError as error:
         assert template is not None
-        boots_instead(error, template)
+        _boots_instead(error, template)
         ignition = _ignite(decision, belongings, None, trace)
     except BaseException:
         belongings.keep_logs()
@@ -73,7 +107,7 @@ def begin(vm: str, decision: Decision, control_fd: int, trace: Trace) -> Beginni
     return Beginning(decision, belongings, ignition)
 
 
-def boots_instead(error: TemplateError, template: Template) -> None:
+def _boots_instead(error: TemplateError, template: Template) -> None:
     """Says that a template was of no use, and removes it if it never will be."""
     log.warning("%s The kernel boots instead.", error)
     if not isinstance(error, TemplateUnsafeError):

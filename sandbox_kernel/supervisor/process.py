@@ -32,8 +32,8 @@ _SETTLE_AFTER = 1.0
 """Seconds after a start: the first messages of its clients come first."""
 
 
-def run(control_fd: int, request: First) -> int:
-    """Runs a supervisor until its VM has ended.
+async def serve(control_fd: int, request: First) -> int:
+    """Serves a client until its VM has ended.
 
     Args:
         control_fd: this end of the client's socket.
@@ -42,10 +42,7 @@ def run(control_fd: int, request: First) -> int:
     Returns:
         The kernel's exit status, to be this process's own.
     """
-    return asyncio.run(_serve(socket.socket(fileno=control_fd), request))
-
-
-async def _serve(control: socket.socket, request: First) -> int:
+    control = socket.socket(fileno=control_fd)
     loop = asyncio.get_running_loop()
     supervisor = Supervisor(control.fileno(), request.begun)
     loop.add_signal_handler(signal.SIGTERM, lambda: supervisor.end(Ending(0), orderly=True))

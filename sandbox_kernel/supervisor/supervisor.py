@@ -35,7 +35,7 @@ from sandbox_kernel.machine.machine import Machine
 from sandbox_kernel.machine.template import make
 from sandbox_kernel.relay.relay import ClientEndpoints, Relay
 from sandbox_kernel.spec import VMSpec
-from sandbox_kernel.supervisor.beginning import Beginning, begin, boots_instead
+from sandbox_kernel.supervisor.beginning import Beginning, begin
 from sandbox_kernel.supervisor.control import LaunchRequest, PrepareRequest, addresses
 from sandbox_kernel.supervisor.decision import Decision, decide
 from sandbox_kernel.supervisor.first import Begun
@@ -88,7 +88,7 @@ class Supervisor:
         self._trace = begun.trace if begun is not None else Trace()
         self._relay = Relay()
         if begun is not None and begun.beginning is not None:
-            self._stack.callback(begun.beginning.abandon)
+            self._stack.push_async_callback(begun.beginning.aclose)
         self._stack.push_async_callback(self._relay.aclose)
         self._beginning: Beginning | None = None
         self._machine: Machine | None = None
@@ -210,7 +210,7 @@ class Supervisor:
         else:
             beginning = begin(vm, await decide(spec), self._control_fd, self._trace)
         self._beginning = beginning
-        self._stack.callback(beginning.abandon)
+        self._stack.push_async_callback(beginning.aclose)
         beginning.belongings.watch_guardian(asyncio.get_running_loop())
         return beginning
 
@@ -246,16 +246,13 @@ class Supervisor:
         }
 
     async def _start_machine(self, beginning: Beginning) -> Machine:
-        """Takes over a VM that has been begun; boots another one if its template is of no use."""
-        self._machine = machine = Machine(beginning.ignition, self._trace)
-        self._stack.push_async_callback(machine.stop)
+        """Waits until a VM that was begun has started; boots another one if its template is of no use."""
         try:
-            await machine.start()
+            self._machine = machine = beginning.machine or await beginning.attend(self._trace)
+            assert beginning.starting is not None
+            await beginning.starting
         except TemplateError as error:
-            template = beginning.ignition.plan.template
-            assert template is not None
-            boots_instead(error, template)
-            beginning.again(self._trace)
+            await beginning.boot_instead(error, self._trace)
             return await self._start_machine(beginning)
         return machine
 

@@ -23,7 +23,8 @@ from sandbox_kernel.host import template as host
 from sandbox_kernel.image.progress import Silent
 from sandbox_kernel.image.store import Image
 from sandbox_kernel.jail.cgroup import Cgroup
-from sandbox_kernel.machine.machine import Machine, MachinePlan
+from sandbox_kernel.machine.ignition import MachinePlan, ignite
+from sandbox_kernel.machine.machine import Machine
 from sandbox_kernel.paths import data_dir
 from sandbox_kernel.spec import VMSpec
 from sandbox_kernel.template.store import Template, TemplateStore
@@ -116,13 +117,12 @@ async def test_a_clone_that_rehearses_gets_new_ids_each_time_and_starts_faster(
     template: Template, image: Image, tmp_path: Path
 ) -> None:
     key = template.key
-    machine = Machine(
-        MachinePlan(
-            *(image, key["memory"], key["vcpus"], key["accelerator"], "userspace", READY, tmp_path),
-            Cgroup(()),
-            template,
-        )
+    plan = MachinePlan(
+        *(image, key["memory"], key["vcpus"], key["accelerator"], "userspace", READY, tmp_path),
+        Cgroup(()),
+        template,
     )
+    machine = Machine(ignite(plan))
     connection = {"key": "k", "signature_scheme": "hmac-sha256"}
     ids = []
     try:

@@ -1,0 +1,80 @@
+"""A clone's start over QMP: what it is to do when it is up lies in a socket of its own before QEMU starts.
+
+So nobody has to be there when it comes up: QEMU sets its capability, loads the template's devices and lets
+the guest run (docs/interop/qmp-spec.rst). What is then to be plugged in follows as an answer to its `RESUME`
+event. This is all of QMP that a start needs; the client for the VM's further life (machine/vmm.py) takes
+longer to come up than QEMU.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+CAPABILITIES = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
+_EVENTS = {"capabilities": [{"capability": "events", "state": True}]}
+_LAST = "last"
+_MOST = 65536
+_WORDS = 300
+
+
+def script(state_fd: int) -> bytes:
+    """Commands for a clone: reads its devices from the descriptor `state_fd`."""
+    return (
+        _command("qmp_capabilities", {})
+        + _command("migrate-set-capabilities", CAPABILITIES)
+        + _command("migrate-set-capabilities", _EVENTS)
+        + _command("migrate-incoming", {"uri": f"fd:{state_fd}"})
+    )
+
+
+class Script:
+    """Our end of a clone's script."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Talks over `connection`, which does not block and stays the caller's."""
+        self._connection = connection
+        self._read = 0
+        self._rest = b""
+        self.loaded = False
+        """Whether the devices are loaded."""
+        self.running = False
+        """Whether the guest runs."""
+        self.error = ""
+        """What QEMU said when something did not go well."""
+
+    def go_on(self, device: Mapping[str, str | int]) -> None:
+        """Plugs a device in, by `device_add`'s arguments, and lets the guest run, until `running`."""
+        self._connection.send(_command("device_add", device) + _command("cont", {}, _LAST))
+
+    def look(self) -> None:
+        """Takes what QEMU has said; the attributes then tell what is known."""
+        try:
+            while data := self._connection.recv(4096):
+                self._read += len(data)
+                if self._read > _MOST:
+                    self.error = f"it said more than {_MOST} bytes"
+                    return
+                self._rest += data
+        except OSError:  # nothing more there yet, or QEMU is gone
+            pass
+        *lines, self._rest = self._rest.split(b"\n")
+        for line in lines:
+            self._note(line)
+
+    def _note(self, line: bytes) -> None:
+        try:
+            said: Any = json.loads(line)
+            failed = said.get("error")
+            self.loaded |= said.get("event") == "MIGRATION" and said["data"]["status"] == "completed"
+            self.running |= "return" in said and said.get("id") == _LAST
+        except (ValueError, AttributeError, KeyError, TypeError):
+            failed = "what it says is no QMP"
+        if failed is not None:
+            self.error = str(failed)[:_WORDS]
+
+
+def _command(name: str, arguments: Mapping[str, Any], tag: str = "start") -> bytes:
+    return json.dumps({"execute": name, "arguments": arguments, "id": tag}).encode() + b"\n"
