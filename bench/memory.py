@@ -12,6 +12,9 @@ What counts, from `/proc/PID/smaps` (proc(5)):
   divided by the number of processes that map it, so over the group a page counts once, also when only one
   process has touched it.
 
+A VM of a pool has a supervisor that is a fork of the pool's zygote. It counts like any other; the pages of
+the interpreter that it still shares with the zygote and its other children do not count, nor does the zygote.
+
 What does not count: page tables and other memory of the host's kernel, and the host's page cache for the
 image that all VMs share. The guest's own page cache is RAM of the guest and counts.
 """
