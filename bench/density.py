@@ -49,9 +49,7 @@ class Counts(click.ParamType):
         """See `click.ParamType.convert`."""
         words = str(value).split(",")
         if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
-            self.fail(
-                f"{value!r} is no list of numbers from 1; write for instance 1,10,50", parameter, context
-            )
+            self.fail(f"{value!r} is no list of numbers from 1, such as 1,10,50", parameter, context)
         return tuple(sorted({int(word) for word in words}))
 
 
