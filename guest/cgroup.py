@@ -22,9 +22,11 @@ RESERVE = 24 * 1024 * 1024
 Without them a kernel at its limit makes the whole machine run out of memory, which stalls the agent for
 seconds (seen with 256 MiB and a fork bomb).
 """
-_PIDS = 4096
+PIDS = 4096
 """Processes and threads of the kernel until the host has said how many; the host's own default."""
 _AGENT_MEMORY = 24 * 1024 * 1024
+_pids: dict[str, int] = {}
+"""What `limit_pids` has written, by group."""
 _HEADROOM = 1024
 """PIDs that are left for the agent and Linux when the kernel has used up its own."""
 
@@ -40,7 +42,7 @@ def protect(settings: Settings) -> None:
     system.write(f"{root}/agent/cgroup.procs", str(os.getpid()))
     system.write(f"{root}/kernel/memory.oom.group", "1")
     limit_memory(settings, RESERVE)
-    limit_pids(settings, _PIDS)
+    limit_pids(settings, PIDS)
     system.write("/proc/self/oom_score_adj", "-1000")
     system.stay_in_memory()
 
@@ -53,12 +55,13 @@ def limit_memory(settings: Settings, reserve: int) -> None:
 
 def limit_pids(settings: Settings, count: int) -> None:
     """Lets the kernel have `count` processes and threads, and sees to it that Linux has more than those."""
-    if number(settings, "pids.max") == count:
+    if _pids.get(settings.kernel_cgroup) == count:
         return
     for name in ("kernel/pid_max", "kernel/threads-max"):
         if int(system.read(f"/proc/sys/{name}")) < count + _HEADROOM:
             system.write(f"/proc/sys/{name}", str(count + _HEADROOM))
     system.write(f"{settings.kernel_cgroup}/pids.max", str(count))
+    _pids[settings.kernel_cgroup] = count
 
 
 def number(settings: Settings, name: str) -> int:

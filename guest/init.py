@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import template
+    from server import Server
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -62,26 +63,31 @@ def boot() -> None:
         phases = {"python": began, "agent": system.uptime()}
         operations = Operations(children, settings, phases)
         server = Server(listener, operations.perform, HOST_CID)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        server.start()
         modules = template.modules_wanted(system.read("/proc/cmdline"))
         if modules is not None:
             step = "template"
             system.lay_identity()
             socket.sethostname(HOSTNAME)
             operations.standby = template.Standby(children, settings, modules)
-            threading.Thread(target=become_template, args=(operations.standby,), daemon=True).start()
+            threading.Thread(target=become_template, args=(operations.standby, server), daemon=True).start()
     except Exception as error:
         fail(step, error)
     children.reap_forever()
 
 
-def become_template(standby: template.Standby) -> None:
-    """Has the VM saved once its kernel is warm, and goes on in a clone."""
+def become_template(standby: template.Standby, server: Server) -> None:
+    """Has the VM saved once its kernel is warm, and goes on in a clone, as one more thread that serves."""
     import template
 
-    if not standby.until_ready():
-        fail("template", OSError("the kernel that was to stand by has ended"))
-    template.await_restore()
+    try:
+        if not (standby.until_ready() and template.rehearse(server)):
+            raise OSError("the kernel that was to stand by has ended")
+        server.start()
+        template.await_restore()
+    except Exception as error:
+        fail("template", error)
+    server.serve_forever()
 
 
 def fail(step: str, error: Exception) -> None:

@@ -56,20 +56,23 @@ class KernelProcess:
         self._children = children
         self._settings = settings
         self.status: dict[str, object] = {}
-        self._file = file = f"{settings.run}/connection.json"
+        file = f"{settings.run}/connection.json"
+        self._connection_file = -1
         # The kernel's user owns the folder last of all, so that nothing can be put in the place of a file.
         os.mkdir(settings.run, 0o700)
         listeners: dict[str, socket.socket] = {}
         try:
             for channel, port in CHANNEL_PORTS.items():
                 listeners[channel] = listen(settings, port, 8)
-            _write_connection_file(file, settings, order.connection)
+            self._connection_file = _new_file(file, settings)
+            self.rename(order.connection)
             if os.getuid() == 0:
                 os.chown(settings.run, settings.uid, settings.gid)
             self.pid = self._start(
                 order, command(order.argv, file, settings.python, settings.launcher), listeners, inherit
             )
         except BaseException:
+            self._close_file()
             _remove(settings.run)
             raise
         finally:
@@ -107,12 +110,23 @@ class KernelProcess:
         self.signal(_SIGKILL)
         select.select([self._over], [], [])
         os.close(self._over)
+        self._close_file()
         _remove(self._settings.run)
 
+    def _close_file(self) -> None:
+        if self._connection_file >= 0:
+            os.close(self._connection_file)
+
     def rename(self, connection: dict[str, object]) -> None:
-        """Writes its connection file anew: it has been given another identity."""
-        os.unlink(self._file)
-        _write_connection_file(self._file, self._settings, connection)
+        """Writes its connection file: it has been given an identity, and no user's code has run yet."""
+        content = {
+            **connection,
+            "transport": "ipc",
+            "ip": f"{self._settings.run}/k",
+            **{f"{channel}_port": number for number, channel in enumerate(CHANNEL_PORTS, 1)},
+        }
+        written = os.pwrite(self._connection_file, json.dumps(content).encode(), 0)
+        os.ftruncate(self._connection_file, written)
 
     def _start(
         self,
@@ -183,18 +197,12 @@ def listen(settings: Settings, port: int, backlog: int) -> socket.socket:
     return listener
 
 
-def _write_connection_file(file: str, settings: Settings, connection: dict[str, object]) -> None:
-    content = {
-        **connection,
-        "transport": "ipc",
-        "ip": f"{settings.run}/k",
-        **{f"{channel}_port": number for number, channel in enumerate(CHANNEL_PORTS, 1)},
-    }
-    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w") as stream:
-        json.dump(content, stream)
-        if os.getuid() == 0:
-            os.fchown(fd, settings.uid, settings.gid)
+def _new_file(path: str, settings: Settings) -> int:
+    """A descriptor of a new file of the kernel's user alone."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    if os.getuid() == 0:
+        os.fchown(fd, settings.uid, settings.gid)
+    return fd
 
 
 def _remove(folder: str) -> None:

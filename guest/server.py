@@ -1,8 +1,12 @@
 """Serves the agent's protocol: a thread a connection, at most MAX_CONNECTIONS, one request at a time on each.
 
+Every thread accepts a connection, serves it to its end, and accepts the next one. Whoever takes a connection
+sees to it that somebody else goes on accepting: a thread that waits already (a template has some, so that
+none needs to be made after a restore), or a new one. With all places taken, the last one turns callers away.
+
 Rules. Between frames a connection may be silent for ever; a frame that has begun must be complete in
 `_FRAME_SECONDS`, and an answer taken in the same time, or the connection is closed. Nothing that one
-connection does, nor a lack of threads or descriptors, ends the thread that accepts.
+connection does, nor a lack of threads or descriptors, keeps others from being accepted.
 """
 
 from __future__ import annotations
@@ -23,6 +27,11 @@ _FAREWELL = 1.0
 """Seconds that a caller has to take its answer and hang up, when the machine ends after it."""
 _PAUSE = 0.1
 _LONGEST_MESSAGE = 2000
+_PIECE = 1 << 18
+_REQUEST = 1 << 14
+"""Bytes that hold nearly every request. (Memory for more is mapped and unmapped each time.)"""
+_SPARE = 3
+"""Threads that stay to accept, at most; more have been needed for a moment only."""
 
 
 class Server:
@@ -40,45 +49,78 @@ class Server:
         self._perform = perform
         self._host = host
         self._frame_seconds = frame_seconds
-        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._lock = threading.Lock()
+        self._accepting = 0
+        self._serving = 0
+
+    def start(self) -> None:
+        """Has one more thread serve.
+
+        Raises:
+            RuntimeError, MemoryError: there is none to be had.
+        """
+        with self._lock:
+            self._start()
 
     def serve_forever(self) -> None:
-        """Accepts until the listener is closed; a connection too many is closed at once."""
+        """The same in this thread; returns when the listener is closed, or when others are enough."""
+        with self._lock:
+            self._accepting += 1
+        self._work()
+
+    def _start(self) -> None:
+        self._accepting += 1
+        try:
+            threading.Thread(target=self._work, daemon=True).start()
+        except BaseException:
+            self._accepting -= 1
+            raise
+
+    def _work(self) -> None:
         while True:
             try:
                 connection, peer = self._listener.accept()
             except OSError as error:
                 if error.errno in (errno.EBADF, errno.EINVAL):
-                    return
+                    return  # closed, for all of them
                 time.sleep(_PAUSE)  # no descriptors or memory left: the connection waits in the backlog
                 continue
-            if self._host is not None and peer[0] != self._host:
+            if (self._host is not None and peer[0] != self._host) or not self._take_place():
                 connection.close()
-            else:
-                self._admit(connection)
+                continue
+            self.serve(connection)
+            with self._lock:
+                self._serving -= 1
+                if self._accepting >= _SPARE:
+                    return
+                self._accepting += 1
 
-    def _admit(self, connection: socket.socket) -> None:
-        if not self._places.acquire(blocking=False):
-            connection.close()
-            return
-        try:
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-        except (RuntimeError, MemoryError):  # no thread to be had
-            self._places.release()
-            connection.close()
+    def _take_place(self) -> bool:
+        """Turns this thread from one that accepts into one that serves, if another one can accept."""
+        with self._lock:
+            if self._serving == MAX_CONNECTIONS:
+                return False
+            if self._accepting == 1:
+                try:
+                    self._start()
+                except (RuntimeError, MemoryError):  # no thread to be had
+                    return False
+            self._accepting -= 1
+            self._serving += 1
+            return True
 
-    def _serve(self, connection: socket.socket) -> None:
+    def serve(self, connection: socket.socket) -> None:
+        """Answers what comes over one connection, in this thread, until it ends; closes it."""
         try:
             with connection:
-                while (frame := receive(connection, self._frame_seconds)) is not None:
+                incoming = Incoming(connection, self._frame_seconds)
+                while (frame := incoming.frame()) is not None:
                     afterwards = self._reply(connection, *frame)
                     if afterwards is not None:
                         _await_end(connection)
                         afterwards()
         except (OSError, FrameError, MemoryError):
             pass  # the host is gone or does not speak the protocol: this connection is over
-        finally:
-            self._places.release()
 
     def _reply(
         self, connection: socket.socket, request: dict[str, object], payload: bytes
@@ -90,44 +132,73 @@ class Server:
         except Refused as refused:
             message = str(refused)[:_LONGEST_MESSAGE]
             frame = pack({"ok": False, "error": refused.code, "message": message})
-        connection.settimeout(self._frame_seconds)
-        connection.sendall(frame)
+        send(connection, frame, self._frame_seconds)
         return afterwards
 
 
-def receive(connection: socket.socket, frame_seconds: float) -> tuple[dict[str, object], bytes] | None:
-    """The next frame; None at the end of the stream.
+class Incoming:
+    """The frames that come over a blocking connection: most of them whole, so one system call each."""
+
+    def __init__(self, connection: socket.socket, frame_seconds: float) -> None:
+        self._connection = connection
+        self._frame_seconds = frame_seconds
+        self._data = bytearray()
+        """What has come and is not part of a frame that was given out."""
+
+    def frame(self) -> tuple[dict[str, object], bytes] | None:
+        """The next one; None at the end of the stream.
+
+        Raises:
+            FrameError: what came is not a frame.
+            OSError: the connection broke, or a frame took too long.
+        """
+        data = self._data
+        if not data:
+            data += self._connection.recv(_REQUEST)
+            if not data:
+                return None
+        deadline = time.monotonic() + self._frame_seconds
+        body = HEADER.size
+        self._complete(body, deadline)
+        json_length, payload_length = parse_header(bytes(data[:body]))
+        end = body + json_length + payload_length
+        self._complete(end, deadline)
+        message, payload = bytes(data[body : end - payload_length]), bytes(data[end - payload_length : end])
+        del data[:end]
+        return parse_message(message), payload
+
+    def _complete(self, count: int, deadline: float) -> None:
+        """Sees to it that there are `count` bytes."""
+        if len(self._data) >= count:
+            return
+        try:
+            while len(self._data) < count:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError("a frame took too long")
+                self._connection.settimeout(left)
+                piece = self._connection.recv(min(count - len(self._data), _PIECE))
+                if not piece:
+                    raise FrameError("The stream ended inside a frame.")
+                self._data += piece
+        finally:
+            self._connection.settimeout(None)
+
+
+def send(connection: socket.socket, frame: bytes, seconds: float) -> None:
+    """Sends a frame, at once if it fits into the connection's buffer.
 
     Raises:
-        FrameError: what came is not a frame.
-        OSError: the connection broke, or a frame took longer than `frame_seconds`.
+        OSError: the connection broke, or the peer did not take it in `seconds`.
     """
-    connection.settimeout(None)
-    first = connection.recv(1)
-    if not first:
-        return None
-    deadline = time.monotonic() + frame_seconds
-    header = first + _exactly(connection, HEADER.size - 1, deadline)
-    json_length, payload_length = parse_header(header)
-    return (
-        parse_message(_exactly(connection, json_length, deadline)),
-        _exactly(connection, payload_length, deadline),
-    )
-
-
-def _exactly(connection: socket.socket, count: int, deadline: float) -> bytes:
-    pieces = []
-    while count:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("a frame took too long")
-        connection.settimeout(left)
-        piece = connection.recv(min(count, 1 << 18))
-        if not piece:
-            raise FrameError("The stream ended inside a frame.")
-        pieces.append(piece)
-        count -= len(piece)
-    return b"".join(pieces)
+    try:
+        sent = connection.send(frame, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        sent = 0
+    if sent < len(frame):
+        connection.settimeout(seconds)
+        connection.sendall(memoryview(frame)[sent:])
+        connection.settimeout(None)
 
 
 def _await_end(connection: socket.socket) -> None:

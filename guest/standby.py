@@ -5,7 +5,7 @@ imports, IPython's shell, a first cell. What differs from one clone to the next 
 one line of JSON on a descriptor from the agent, before any request:
 
     ← {"ready": true}                                                   warm; the VM may be saved
-    → {"env": {…}, "cwd": …, "connection": {"key": …, …}, "rehearsal": false}
+    → {"env": {…}, "cwd": … or null, "connection": {"key": …, …}, "rehearsal": false}
     ← {"ready": true}                                                   this is a kernel of its own now
 
 A rehearsal is the same with an identity that nobody uses, and with the warm-up after it: where instructions
@@ -20,23 +20,32 @@ which an interpreter takes once, at its start, and the process id.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import random
+import socket
 import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jupyter_client.session import Session, new_id
+
 if TYPE_CHECKING:
+    import asyncio
+
     from ipykernel.kernelapp import IPKernelApp
 
 _PATIENCE = 60_000
 """Milliseconds that a warm-up request may take, under emulation on a busy host."""
 _LONGEST_LINE = 1 << 20
+_PIECE = 1 << 14
+_LATER = 5.0
 _ENTROPY = 64
 _preloaded: list[str] = []
 
@@ -55,44 +64,78 @@ def arm(fd: int, modules: list[str]) -> None:
 
     def start_and_stand_by(app: IPKernelApp) -> None:
         IPKernelApp.start = start  # type: ignore[method-assign]
-        threading.Thread(target=_stand_by, args=(app, fd, modules), daemon=True).start()
+        standby = Standby(app, socket.socket(fileno=fd))
+        threading.Thread(target=standby.prepare, args=(modules,), daemon=True).start()
         start(app)
 
     IPKernelApp.start = start_and_stand_by  # type: ignore[method-assign]
 
 
-def _stand_by(app: IPKernelApp, fd: int, modules: list[str]) -> None:
+class Standby:
+    """A kernel's waiting for its order: in its event loop, as it waits for requests.
+
+    A thread warms it up from outside, which is over when the VM is saved.
+    """
+
+    def __init__(self, app: IPKernelApp, line: socket.socket) -> None:
+        self._app, self._line = app, line
+
+    def prepare(self, modules: list[str]) -> None:
+        """Makes the kernel warm; a thread's work."""
+        with _complete():
+            _preloaded.extend(modules)
+            for module in modules:
+                _in_main_thread(self._app, lambda name=module: _preload(name))
+            self._warm_up()
+            _in_main_thread(self._app, self._wait)
+
+    def _wait(self) -> None:
+        loop: asyncio.BaseEventLoop = self._app.io_loop.asyncio_loop  # type: ignore[attr-defined]
+        loop.add_reader(self._line.fileno(), self._obey)
+        self._say_ready()
+
+    def _obey(self) -> None:
+        with _complete():
+            order = json.loads(_read_line(self._line))
+            become(self._app, order)
+            if order["rehearsal"]:
+                threading.Thread(target=self._rehearse, daemon=True).start()
+                return
+            self._say_ready()
+            # To be done by every clone, but not while somebody waits for its kernel.
+            self._app.io_loop.asyncio_loop.call_later(_LATER, self._leave)  # type: ignore[attr-defined]
+
+    def _leave(self) -> None:
+        self._app.io_loop.asyncio_loop.remove_reader(self._line.fileno())  # type: ignore[attr-defined]
+        self._line.close()
+
+    def _rehearse(self) -> None:
+        with _complete():
+            self._warm_up()
+            self._say_ready()
+
+    def _warm_up(self) -> None:
+        _warm_up(self._app)
+        _in_main_thread(self._app, _settle)
+
+    def _say_ready(self) -> None:
+        self._line.sendall(b'{"ready": true}\n')
+
+
+@contextlib.contextmanager
+def _complete() -> Iterator[None]:
+    """Half a change of identity is none: the process ends, and the agent starts another kernel."""
     try:
-        _serve(app, fd, modules)
+        yield
     except BaseException:
-        # Half a change of identity is none: the agent starts another kernel.
         traceback.print_exc(file=sys.__stderr__)
         os._exit(1)
 
 
-def _serve(app: IPKernelApp, fd: int, modules: list[str]) -> None:
-    with os.fdopen(fd, "r+b", buffering=0) as line:
-        _preloaded.extend(modules)
-        for module in modules:
-            _in_main_thread(app, lambda name=module: _preload(name))
-        _warm_up(app)
-        _in_main_thread(app, _settle)
-        line.write(b'{"ready": true}\n')
-        rehearsal = True
-        while rehearsal:
-            order = json.loads(_read_line(line))
-            rehearsal = order["rehearsal"]
-            _in_main_thread(app, lambda order=order: become(app, order))
-            if rehearsal:
-                _warm_up(app)
-                _in_main_thread(app, _settle)
-            line.write(b'{"ready": true}\n')
-
-
-def _read_line(line: Any) -> bytes:
+def _read_line(line: socket.socket) -> bytes:
     text = b""
     while not text.endswith(b"\n"):
-        piece = line.read(65536)
+        piece = line.recv(_PIECE)
         if not piece or len(text) > _LONGEST_LINE:
             os._exit(0)  # the agent has no use for this kernel
         text += piece
@@ -129,7 +172,6 @@ def _preload(module: str) -> None:
 def _warm_up(app: IPKernelApp) -> None:
     """Sends a kernel its first requests, from inside, as a client would."""
     import zmq
-    from jupyter_client.session import Session
 
     session = Session(key=app.session.key)
     with zmq.Context() as context, context.socket(zmq.DEALER) as shell:
@@ -170,19 +212,21 @@ def _settle() -> None:
 def become(app: IPKernelApp, order: dict[str, Any]) -> None:
     """Makes the kernel in this process the one that `order` describes."""
     os.environ.update(order["env"])
-    os.chdir(order["cwd"])
-    app.kernel.shell.history_manager.dir_hist[:] = [Path(order["cwd"])]
+    cwd = order["cwd"]
+    if cwd is not None:
+        os.chdir(cwd)
+        app.kernel.shell.history_manager.dir_hist[:] = [Path(cwd)]
     _take_identity(app, order["connection"])
     _forget()
     _reseed()
 
 
 def _take_identity(app: IPKernelApp, connection: dict[str, Any]) -> None:
-    from jupyter_client.session import new_id
-
     session, kernel = app.session, app.kernel
     session.session = new_id()
-    session.signature_scheme = connection.get("signature_scheme", session.signature_scheme)
+    scheme = connection.get("signature_scheme", session.signature_scheme)
+    if scheme != session.signature_scheme:
+        session.signature_scheme = scheme
     session.key = connection["key"].encode()
     session.digest_history.clear()
     session.message_count = 0

@@ -17,9 +17,12 @@ _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _PR_SET_NO_NEW_PRIVS = 38
 _RB_AUTOBOOT = 0x01234567
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+_RANDOM = "/dev/urandom"
+_MACHINE_ID = "/etc/machine-id"
 _BOOT_ID = "/run/boot_id"
 _BOOT_ID_OF_LINUX = b"/proc/sys/kernel/random/boot_id"
 _OPEN_FILES = (1024, 524288)
+_open: dict[str, int] = {}
 
 MOUNTS = (
     ("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=620,gid=5,ptmxmode=666"),
@@ -110,36 +113,38 @@ def stay_in_memory() -> None:
 
 def add_entropy(data: bytes) -> None:
     """Credits `data` to the kernel's generator and reseeds it (random(4))."""
-    with open("/dev/urandom", "wb", buffering=0) as device:
-        fcntl.ioctl(device, _RNDADDENTROPY, struct.pack("ii", len(data) * 8, len(data)) + data)
-        fcntl.ioctl(device, _RNDRESEEDCRNG)
+    device = _kept(_RANDOM)
+    fcntl.ioctl(device, _RNDADDENTROPY, struct.pack("ii", len(data) * 8, len(data)) + data)
+    fcntl.ioctl(device, _RNDRESEEDCRNG)
 
 
 def lay_identity() -> None:
-    """Makes this machine's ids replaceable by `new_identity`, and replaces them a first time.
+    """Makes this machine's ids replaceable by `new_identity` without a path, and replaces them a first time.
 
     Linux makes its boot id once and has no way to change it, so another file is laid over it.
     """
+    for path in (_MACHINE_ID, _BOOT_ID):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o444))
+    _kept(_RANDOM)
     new_identity()
     _check(_libc.mount(_BOOT_ID.encode(), _BOOT_ID_OF_LINUX, None, ctypes.c_ulong(MS_BIND), None), _BOOT_ID)
 
 
 def new_identity() -> None:
     """Gives this machine ids of its own: it began as another one's copy, where `lay_identity` was called."""
-    write_new("/etc/machine-id", f"{os.urandom(16).hex()}\n")
+    os.pwrite(_kept(_MACHINE_ID), f"{os.urandom(16).hex()}\n".encode(), 0)
     random = bytearray(os.urandom(16))
     random[6], random[8] = random[6] & 0x0F | 0x40, random[8] & 0x3F | 0x80  # RFC 9562, section 5.4
     text = random.hex()
-    write_new(_BOOT_ID, "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:])) + "\n")
+    boot_id = "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:])) + "\n"
+    os.pwrite(_kept(_BOOT_ID), boot_id.encode(), 0)
 
 
-def write_new(path: str, content: str) -> None:
-    """Writes a whole file that everybody may read."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o444)
-    try:
-        os.write(fd, content.encode())
-    finally:
-        os.close(fd)
+def _kept(path: str) -> int:
+    """A descriptor that writes to a file, opened once: a template has opened what a clone writes to."""
+    if path not in _open:
+        _open[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    return _open[path]
 
 
 def set_limits() -> None:

@@ -8,17 +8,22 @@ to look for (without ACPI nothing else would tell it).
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
+import time
 
-import system
-from agent_protocol import STANDBY_ARGV, STANDBY_VARIABLE, TEMPLATE_WORD, WARM, can_adopt
+from agent_protocol import STANDBY_ARGV, STANDBY_VARIABLE, TEMPLATE_WORD, WARM, can_adopt, pack
+from cgroup import PIDS
 from children import Children
 from kernel_process import KernelProcess, Order
+from server import Server
 from settings import Settings
 
-_LONGEST_LINE = 65536
+_LONGEST_LINE = 4096
+_REHEARSALS = 5
+"""After as many, more of them make a start no cheaper."""
 
 
 class Standby:
@@ -48,8 +53,9 @@ class Standby:
 
     def adopt(self, order: Order) -> KernelProcess | None:
         """Makes the kernel the one that is ordered; None when it cannot become that, and is gone."""
-        if can_adopt(order.argv, order.env) and os.path.isdir(order.cwd) and self._become(order, False):
-            self._line.close()
+        possible = can_adopt(order.argv, order.env) and (order.cwd == self._home or os.path.isdir(order.cwd))
+        if possible and self._become(order, False):
+            self._line.detach()  # the kernel hangs up when it has time; here it costs more than it holds
             return self._kernel
         self.end()
         return None
@@ -68,7 +74,8 @@ class Standby:
 
     def _become(self, order: Order, rehearsal: bool) -> bool:
         self._kernel.rename(order.connection)
-        wish = {"env": order.env, "cwd": order.cwd, "connection": order.connection, "rehearsal": rehearsal}
+        cwd = None if order.cwd == self._home else order.cwd  # where it is already
+        wish = {"env": order.env, "cwd": cwd, "connection": order.connection, "rehearsal": rehearsal}
         try:
             self._line.sendall(json.dumps(wish).encode() + b"\n")
             return self.until_ready()
@@ -91,9 +98,36 @@ def modules_wanted(command_line: str) -> list[str] | None:
     return None
 
 
+def rehearse(server: Server) -> bool:
+    """Has the agent do what a clone's agent will do; False when the kernel has ended over it.
+
+    Python makes code fast that runs often, and the dynamic linker resolves what is called first. Both is done
+    once here instead of in every clone.
+    """
+    ours, theirs = socket.socketpair()
+    with ours:
+        for _ in range(_REHEARSALS):
+            configuration = {"clock": time.time_ns(), "hostname": socket.gethostname(), "pids": PIDS}
+            request: dict[str, object] = {"op": "rehearse", "configuration": configuration}
+            ours.sendall(pack(request, os.urandom(64)))
+        ours.shutdown(socket.SHUT_WR)
+        server.serve(theirs)
+        return ours.makefile("rb").read().count(b'"ok":true') == _REHEARSALS
+
+
 def await_restore(console: str = "/dev/console") -> None:
-    """Says that the VM may be saved; after the restore and a line from the host, finds the new device."""
-    with open(console, "r+b", buffering=0) as terminal:
-        terminal.write(WARM.encode() + b"\n")
-        terminal.read(_LONGEST_LINE)
-    system.write("/sys/bus/pci/rescan", "1")
+    """Says that the VM may be saved; after the restore and a line from the host, finds the new device.
+
+    What comes after the restore is run once, by an emulator that has to translate it: all is open, nothing is
+    closed, the terminal neither edits nor echoes, and no garbage is looked for in what lives as long as this.
+    """
+    import tty  # which no other start needs
+
+    rescan = os.open("/sys/bus/pci/rescan", os.O_WRONLY | os.O_CLOEXEC)
+    terminal = os.open(console, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    tty.setraw(terminal)
+    gc.collect()
+    gc.freeze()
+    os.write(terminal, WARM.encode() + b"\r\n")
+    os.read(terminal, 1)
+    os.write(rescan, b"1")

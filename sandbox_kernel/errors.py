@@ -8,6 +8,7 @@
     │   ├── ImageError
     │   ├── NoSpaceError
     │   └── TemplateError       a saved VM cannot be made or restored; kernels boot instead
+    │       └── TemplateUnsafeError  it is good, but could not be protected from what is restored from it
     ├── GuestError              the VM did not do its part
     │   ├── GuestProtocolError  it broke a protocol and is not to be trusted any more
     │   ├── BootError           it did not come up in time
@@ -51,6 +52,10 @@ class NoSpaceError(HostError):
 
 class TemplateError(HostError):
     """A template cannot be made or restored; a kernel can do without."""
+
+
+class TemplateUnsafeError(TemplateError):
+    """A template cannot be restored here without its clones being able to write to it; it is good."""
 
 
 class GuestError(SandboxKernelError):

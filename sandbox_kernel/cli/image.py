@@ -9,9 +9,11 @@ import click
 from rich.console import Console
 
 from sandbox_kernel.cli.progress import Steps
+from sandbox_kernel.host import template
 from sandbox_kernel.image.build import Order, build, default_recipe
 from sandbox_kernel.image.recipe import read_requirements, requirement
 from sandbox_kernel.image.store import Image, ImageStore
+from sandbox_kernel.spec import resolve
 from sandbox_kernel.template.store import TemplateStore
 
 
@@ -29,18 +31,27 @@ def image() -> None:
     help="File with Python requirements to add.",
 )
 @click.option("--package", "packages", multiple=True, help="Python requirement to add: scipy==1.15.3.")
+@click.option("--preload", multiple=True, help="Python module that is imported before a kernel is needed.")
 @click.option("--mirror", help="Debian mirror to fetch from [default: the host's own].")
 @click.option("--force", is_flag=True, help="Build even if nothing has changed, to get newer versions.")
 def build_image(
-    name: str, requirements: tuple[Path, ...], packages: tuple[str, ...], mirror: str | None, force: bool
+    name: str,
+    requirements: tuple[Path, ...],
+    packages: tuple[str, ...],
+    preload: tuple[str, ...],
+    mirror: str | None,
+    force: bool,
 ) -> None:
     """Build an image, unless it is there and its inputs have not changed."""
     extra = [requirement(package) for package in packages]
     for file in requirements:
         extra += read_requirements(file)
-    order = Order(default_recipe().with_packages(tuple(extra)), name, mirror, force)
+    modules = resolve([("The command line", {"preload": list(preload)})]).preload
+    recipe = default_recipe().with_packages(tuple(extra)).with_preload(modules)
+    order = Order(recipe, name, mirror, force)
     steps = Steps(Console(stderr=True))
     result, built = build(order, ImageStore(), steps)
+    template.offer(name, steps)
     steps.summary()
     said = "built" if built else "is up to date"
     click.echo(f"image {name} {said}: {result.digest[:12]}, {_megabytes(result)} in {result.directory}")
@@ -90,8 +101,8 @@ def remove_images(names: tuple[str, ...], unnamed: bool) -> None:
         digest = store.remove(name)
         click.echo(f"removed {name} ({digest[:12]})")
         if digest not in [found.digest for found in store.list()]:
-            for template in TemplateStore().forget(digest):
-                click.echo(f"removed template {template[:12]}")
+            for gone in TemplateStore().forget(digest):
+                click.echo(f"removed template {gone[:12]}")
 
 
 def _megabytes(found: Image) -> str:

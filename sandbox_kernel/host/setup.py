@@ -14,14 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox_kernel.errors import HostError, TemplateError
+from sandbox_kernel.errors import HostError
 from sandbox_kernel.host import debian, kernelspec, requirements, template
 from sandbox_kernel.host.finding import Finding
 from sandbox_kernel.image.build import Order, build, default_recipe
 from sandbox_kernel.image.progress import Progress
 from sandbox_kernel.image.store import Image, ImageStore
 from sandbox_kernel.machine import accelerator
-from sandbox_kernel.spec import VMSpec
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def run(progress: Progress, mirror: str | None = None, prefix: str | None = None
         progress.note("Building the default image; this is done once.")
     image, _ = build(order, store, progress)
     chosen, reason = _choose_accelerator(image, progress)
-    _make_template(progress)
+    template.offer(order.name, progress)
     folder, _ = kernelspec.install(kernelspec.Installation(prefix=prefix))
     return Outcome(image, chosen, reason, folder)
 
@@ -77,13 +76,6 @@ def _choose_accelerator(image: Image, progress: Progress) -> tuple[str, str]:
         return "tcg", missing
     verdict = accelerator.cached(image) or probe(image, progress)
     return ("kvm" if verdict.usable else "tcg"), verdict.reason
-
-
-def _make_template(progress: Progress) -> None:
-    try:
-        template.ensure(VMSpec(), progress)
-    except TemplateError as error:
-        progress.note(str(error))
 
 
 def _require(findings: list[Finding]) -> None:

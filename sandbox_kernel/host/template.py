@@ -27,6 +27,14 @@ def ensure(spec: VMSpec, progress: Progress) -> Template:
     return asyncio.run(ensure_in_loop(spec, progress))
 
 
+def offer(image: str, progress: Progress) -> None:
+    """A template of the default size for the image of that name; without one kernels boot, which is noted."""
+    try:
+        ensure(VMSpec(image=image), progress)
+    except TemplateError as error:
+        progress.note(str(error))
+
+
 async def ensure_in_loop(spec: VMSpec, progress: Progress) -> Template:
     """`ensure` for a caller that runs an event loop."""
     image = ImageStore().open(spec.image)

@@ -111,7 +111,7 @@ def _from_scratch(
         packages.install(root, recipe.python_packages, workshop)
     with progress.step("compiling Python"):
         roots.prepare(root, recipe.suite)
-        roots.put_programs(root, recipe.programs)
+        roots.put_programs(root, recipe.contents())
         roots.compile_python(root)
     return _pack(recipe, root, finished, progress)
 
@@ -121,7 +121,7 @@ def _from_base(recipe: Recipe, base: Image, workshop: Path, finished: Path, prog
     with progress.step(f"unpacking image {base.digest[:12]}, of which all but our own programs is the same"):
         roots.unpack(base.root, root)
     with progress.step("exchanging programs"):
-        roots.put_programs(root, recipe.programs)
+        roots.put_programs(root, recipe.contents())
         roots.compile_python(root, everything=False)
         entries = initramfs.with_init(initramfs.read(base.initrd.read_bytes()), recipe.initramfs)
         (finished / "initrd").write_bytes(initramfs.archive(entries))

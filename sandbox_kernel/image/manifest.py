@@ -63,6 +63,11 @@ class Manifest:
     packages: dict[str, str]
     files: dict[str, Content]
 
+    @property
+    def preload(self) -> tuple[str, ...]:
+        """Modules that the image wants imported in its templates."""
+        return tuple(map(str, self.inputs.get("preload", ())))
+
     def digest(self) -> str:
         """The image's name by content, in hexadecimal."""
         return digest(self.files)

@@ -30,6 +30,8 @@ DEBIAN_PACKAGES = (
 )
 KERNEL_PACKAGES = ("linux-image-amd64", "busybox-static")
 """Taken apart, not installed: the guest's kernel, its modules, and the initramfs' only program."""
+PRELOAD = "preload.json"
+"""Name among the image's programs of the list of modules to preload."""
 PYTHON_PACKAGES = ("ipykernel", "ipywidgets", "matplotlib", "numpy", "pandas", "psutil", "debugpy")
 
 
@@ -48,6 +50,8 @@ class Recipe:
         programs: our own programs for the guest.
         initramfs: text of the initramfs' init.
         builder: version of the build's steps.
+        preload: Python modules that are imported in the image's templates; written into the image, so that
+            images that differ in them are different images.
     """
 
     programs: tuple[Program, ...]
@@ -57,17 +61,29 @@ class Recipe:
     kernel_packages: tuple[str, ...] = KERNEL_PACKAGES
     python_packages: tuple[str, ...] = PYTHON_PACKAGES
     builder: int = BUILDER
+    preload: tuple[str, ...] = ()
 
     def with_packages(self, packages: tuple[str, ...]) -> Recipe:
         """The same recipe with more Python packages; each counts once, order does not matter."""
         extra = sorted(set(packages) - set(self.python_packages))
         return dataclasses.replace(self, python_packages=self.python_packages + tuple(extra))
 
+    def with_preload(self, modules: tuple[str, ...]) -> Recipe:
+        """The same recipe with modules to preload; order does not matter."""
+        return dataclasses.replace(self, preload=tuple(sorted(set(modules))))
+
+    def contents(self) -> tuple[Program, ...]:
+        """What is put into the image's folder of programs."""
+        if not self.preload:
+            return self.programs
+        return (*self.programs, Program(PRELOAD, json.dumps(self.preload).encode()))
+
     def inputs(self) -> dict[str, object]:
         """Everything that shapes the image, ready for JSON; programs by their hash."""
         return {
             **self._base(),
-            "programs": {program.name: program.sha256 for program in self.programs},
+            "programs": {program.name: program.sha256 for program in self.contents()},
+            **({"preload": list(self.preload)} if self.preload else {}),
             "initramfs": hashlib.sha256(self.initramfs.encode()).hexdigest(),
         }
 

@@ -1,13 +1,16 @@
 """The jail that QEMU runs in, built by bubblewrap (bwrap(1), 0.8 or later).
 
 A jailed process has its own user, mount, PID, IPC, UTS and network namespaces, no capability, no way to get
-one back (`no_new_privs`), and sees read-only: the loader's libraries, QEMU itself with its firmware, and the
-one image. There is no shell, no home, no /etc beyond the loader's cache, no socket. It dies with its parent.
+one back (`no_new_privs`), and sees read-only: the loader's libraries, QEMU itself with its firmware, the
+one image, and the RAM of the template that it is restored from; a template's maker alone may write to that.
+There is no shell, no home, no /etc beyond the loader's cache, no socket. It dies with its parent.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -33,8 +36,8 @@ class Jail:
         program: path of the program, the same inside and outside.
         image: folder bound to `/image`.
         devices: device nodes it may open.
-        ram: file bound to `/ram`, the one that it may write to. QEMU before 8.2 opens a template's RAM for
-            writing even where it only maps it privately; a template that was written to is not used again.
+        ram: file bound to `/ram`.
+        ram_writable: whether it may write to that file, as only a template's maker does.
     """
 
     bwrap: Path
@@ -42,6 +45,12 @@ class Jail:
     image: Path
     devices: tuple[Path, ...] = ()
     ram: Path | None = None
+    ram_writable: bool = False
+
+    @property
+    def needs_set_uid(self) -> bool:
+        """Whether bubblewrap has its rights from its file, set-uid root, which `no_new_privs` would undo."""
+        return os.geteuid() != 0 and bool(self.bwrap.stat().st_mode & stat.S_ISUID)
 
     def command(
         self, argv: Sequence[str], info_fd: int | None = None, block_fd: int | None = None
@@ -65,7 +74,7 @@ class Jail:
             *("--chdir", "/"),
         ]
         if self.ram is not None:
-            words += ["--bind", str(self.ram), str(RAM)]
+            words += ["--bind" if self.ram_writable else "--ro-bind", str(self.ram), str(RAM)]
         for device in self.devices:
             words += ["--dev-bind", str(device), str(device)]
         if info_fd is not None:

@@ -27,6 +27,7 @@ from sandbox_kernel.image.store import Image
 from sandbox_kernel.jail import bubblewrap
 from sandbox_kernel.jail.cgroup import Cgroup
 from sandbox_kernel.machine.process import QemuProcess
+from sandbox_kernel.machine.spawn import spawn
 from sandbox_kernel.machine.transcript import Transcript
 from sandbox_kernel.qemu.command import QemuConfig, command_line
 
@@ -143,9 +144,8 @@ async def _boot(image: Image, timeout: float) -> Verdict:
             kernel_arguments=("sandbox.probe",),
         )
         try:
-            process = await QemuProcess.start(
-                jail, command_line(config), (theirs.fileno(),), Cgroup(()), Path(folder) / "qemu.log"
-            )
+            spawned = spawn(jail, command_line(config), (theirs.fileno(),))
+            process = await QemuProcess.start(spawned, Cgroup(()), Path(folder) / "qemu.log")
             theirs.close()
             try:
                 success = asyncio.ensure_future(console.seen(_SUCCESS))

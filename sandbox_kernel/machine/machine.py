@@ -127,6 +127,7 @@ class Machine:
             BootError: the deadline passed; the message has the console's last lines and the logs' folder.
             GuestError: QEMU or the guest ended on the way.
             HostError: something on the host is missing.
+            TemplateError: the template cannot be restored; TemplateUnsafeError: not on this host.
         """
         self._lifecycle.move(State.BOOTING)
         try:
@@ -173,6 +174,7 @@ class Machine:
                 device,
                 template.ram if template else None,
                 private=True,
+                qemu=template.qemu if template else (),
                 inherit=[self._saved.fileno()] if self._saved else [],
             )
         )

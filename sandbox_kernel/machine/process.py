@@ -11,14 +11,12 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from sandbox_kernel.errors import HostError
-from sandbox_kernel.jail.bubblewrap import Jail
 from sandbox_kernel.jail.cgroup import Cgroup
+from sandbox_kernel.machine.spawn import Spawned, unsafe
 from sandbox_kernel.machine.transcript import Transcript
 
 _JAIL_DEADLINE = 10.0
@@ -28,65 +26,47 @@ _KILL_DEADLINE = 2.0
 class QemuProcess:
     """A running, jailed QEMU."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], stderr: Transcript) -> None:
-        self._popen = popen
+    def __init__(self, spawned: Spawned, stderr: Transcript) -> None:
+        self._popen = spawned.popen
+        self._lender = spawned.lender
         self._stderr = stderr
         self._child: int | None = None
         self._qemu_pid = 0
         self._loop = asyncio.get_running_loop()
-        self._pidfd = os.pidfd_open(popen.pid)
+        self._pidfd = os.pidfd_open(self._popen.pid)
         self.exited: asyncio.Future[int] = self._loop.create_future()
         """Exit status of the process, negative for a signal."""
         self._loop.add_reader(self._pidfd, self._on_exit)
+        if self._lender is not None:
+            self._lender.serve(self._loop)
 
     @classmethod
-    async def start(
-        cls, jail: Jail, argv: Sequence[str], fds: Sequence[int], cgroup: Cgroup, log: Path, nice: int = 0
-    ) -> QemuProcess:
-        """Starts `argv` in `jail`.
+    async def start(cls, spawned: Spawned, cgroup: Cgroup, log: Path, nice: int = 0) -> QemuProcess:
+        """Lets the program run, in its cgroup.
 
         Args:
-            jail: what it may see.
-            argv: QEMU's command line.
-            fds: descriptors it inherits under the same numbers.
+            spawned: the jail that waits.
             cgroup: joined before the program runs.
             log: file for its standard error.
             nice: added to its niceness.
 
         Raises:
             HostError: the jail could not be set up.
+            TemplateUnsafeError: likewise, and a RAM was to be lent; without it may be possible.
         """
-        info_reader, info_writer = os.pipe2(os.O_CLOEXEC)
-        block_reader, block_writer = os.pipe2(os.O_CLOEXEC)
-        error_reader, error_writer = os.pipe2(os.O_CLOEXEC)
-        try:
-            popen = subprocess.Popen(  # noqa: ASYNC220 (a fork; the pidfd does the waiting)
-                jail.command(argv, info_fd=info_writer, block_fd=block_reader),
-                stdin=subprocess.DEVNULL,
-                stdout=error_writer,
-                stderr=error_writer,
-                pass_fds=(*fds, info_writer, block_reader),
-                cwd="/",
-            )
-        except BaseException:
-            for fd in (info_reader, block_writer, error_reader):
-                os.close(fd)
-            raise
-        finally:
-            for fd in (info_writer, block_reader, error_writer):
-                os.close(fd)
-        process = cls(popen, Transcript(error_reader, log))
+        process = cls(spawned, Transcript(spawned.errors, log))
         try:
             async with asyncio.timeout(_JAIL_DEADLINE):
-                child = await _read_child_pid(info_reader)
+                child = await _read_child_pid(spawned.info)
             process._child = os.pidfd_open(child)
             process._qemu_pid = child
-            cgroup.add(popen.pid)
+            cgroup.add(process.pid)
             cgroup.add(child)
             if nice:
                 os.setpriority(os.PRIO_PROCESS, child, os.getpriority(os.PRIO_PROCESS, 0) + nice)
         except (OSError, ValueError, KeyError, TimeoutError) as error:
             await process.kill()
+            process.check_ram()
             raise HostError(
                 f"bubblewrap could not set up QEMU's jail ({process.last_words() or error}); "
                 "run `sandbox-kernel doctor` and look at user namespaces and cgroups."
@@ -95,11 +75,21 @@ class QemuProcess:
             await process.kill()
             raise
         finally:
-            os.close(info_reader)
+            os.close(spawned.info)
             with suppress(BrokenPipeError):
-                os.write(block_writer, b"\n")
-            os.close(block_writer)
+                os.write(spawned.block, b"\n")
+            os.close(spawned.block)
         return process
+
+    def check_ram(self) -> None:
+        """For a QEMU that has not started: was it for want of its RAM?
+
+        Raises:
+            TemplateUnsafeError: it was not lent its RAM, and could not open it otherwise.
+        """
+        if self._lender is not None and not self._lender.lent:
+            reason = self._lender.refusal or self.last_words() or "QEMU did not ask for it"
+            raise unsafe(reason)
 
     @property
     def pid(self) -> int:
@@ -133,6 +123,8 @@ class QemuProcess:
         for pidfd in (self._pidfd, self._child):
             if pidfd is not None:
                 os.close(pidfd)
+        if self._lender is not None:
+            self._lender.close()
         self._stderr.close()
         self.exited.set_result(self._popen.wait())
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, cast
 
 from qemu.qmp import QMPError
 
@@ -22,13 +22,15 @@ from sandbox_kernel.template.key import TemplateKey, identify_cpu, identify_qemu
 from sandbox_kernel.template.store import RAM, STATE, Template, TemplateStore
 
 _QUIT = 5.0
+_SETTLE = 1.0
+"""Seconds between a warm guest's word and its end: what it still does then, no clone has to do."""
 _NICE = 19
 
 
 def key_of(
     image: Image, memory: int, vcpus: int, accelerator: str, modules: tuple[str, ...] = ()
 ) -> TemplateKey:
-    """The key of a machine's template.
+    """The key of a machine's template, with `modules` and those that the image names imported in it.
 
     Raises:
         MissingToolError: QEMU is not installed.
@@ -38,7 +40,7 @@ def key_of(
         memory,
         vcpus,
         accelerator,
-        tuple(sorted(modules)),
+        tuple(sorted({*modules, *image.manifest.preload})),
         identify_qemu(bubblewrap.find("qemu-system-x86_64", INSTALL)),
         identify_cpu(accelerator),
         " ".join((*KERNEL_ARGUMENTS, str(TRANSLATION_CACHE))),
@@ -87,7 +89,9 @@ async def make(store: TemplateStore, key: TemplateKey, image: Image, timeout: fl
             await vmm.start()
             await vmm.greet(timeout)
             try:
+                qemu = await _version(vmm)
                 await _until_warm(vmm, timeout)
+                await asyncio.sleep(_SETTLE)
                 await vmm.qmp.execute("stop")
                 await save(vmm.qmp, staging / STATE)
                 await _quit(vmm)
@@ -97,7 +101,13 @@ async def make(store: TemplateStore, key: TemplateKey, image: Image, timeout: fl
                     f"{vmm.console.last_lines()}); kernels boot instead."
                 ) from error
         shutil.rmtree(logs)
-        return store.publish(staging, key)
+        return store.publish(staging, key, qemu)
+
+
+async def _version(vmm: Vmm) -> tuple[int, ...]:
+    """Which version of QEMU it is (QMP, `query-version`)."""
+    found = cast(dict[str, Any], await vmm.qmp.execute("query-version"))["qemu"]
+    return int(found["major"]), int(found["minor"]), int(found["micro"])
 
 
 async def _until_warm(vmm: Vmm, timeout: float) -> None:

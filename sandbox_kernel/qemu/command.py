@@ -17,6 +17,9 @@ from pathlib import PurePosixPath
 TRANSLATION_CACHE = {"small": 32, "large": 128}
 """MiB of TCG's translation cache (`tb-size`) under and from 512 MiB of RAM."""
 
+READ_ONLY_RAM = (8, 2)
+"""Version of QEMU that can be told to open the file of private RAM for reading (`rom=off`)."""
+
 KERNEL_ARGUMENTS = (
     "console=ttyS0",
     "quiet",
@@ -46,10 +49,12 @@ class TemplateRam:
         file: its path as seen in the jail.
         private: writes stay with this QEMU, which waits for the devices' state (a clone); otherwise they go
             into the file (the template's maker).
+        read_only: QEMU is told to open the file for reading, for private RAM from version `READ_ONLY_RAM` on.
     """
 
     file: PurePosixPath
     private: bool
+    read_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,8 @@ def _ram(config: QemuConfig) -> str:
         # share=on lets the vhost-user device map it; sealed, so that nobody can shrink it under the device.
         return f"memory-backend-memfd,id=ram,size={config.memory}M,share=on,seal=on"
     share = "off" if config.template.private else "on"
-    return f"memory-backend-file,id=ram,size={config.memory}M,mem-path={config.template.file},share={share}"
+    how = f"share={share},readonly=on,rom=off" if config.template.read_only else f"share={share}"
+    return f"memory-backend-file,id=ram,size={config.memory}M,mem-path={config.template.file},{how}"
 
 
 def _accelerator(config: QemuConfig) -> list[str]:

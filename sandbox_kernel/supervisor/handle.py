@@ -7,7 +7,6 @@ runs them in a thread. `kill` waits for nobody.
 
 from __future__ import annotations
 
-import select
 import socket
 import threading
 import time
@@ -119,9 +118,8 @@ class SupervisorHandle:
         deadline = time.monotonic() + seconds
         with suppress(OSError):
             while True:
-                left = max(0.0, deadline - time.monotonic())
-                readable, _, _ = select.select([self._socket], [], [], left)
-                data = self._socket.recv(65536) if readable else b""
+                self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+                data = self._socket.recv(65536)
                 if not data or len(self._buffer) > MAX_LINE:
                     break
                 self._buffer += data

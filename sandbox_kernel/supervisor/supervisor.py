@@ -31,6 +31,7 @@ from sandbox_kernel.errors import (
     NoSpaceError,
     SandboxKernelError,
     TemplateError,
+    TemplateUnsafeError,
 )
 from sandbox_kernel.image.store import Image
 from sandbox_kernel.machine.machine import Machine, MachinePlan
@@ -145,7 +146,7 @@ class Supervisor:
             self._watch(machine.ended, self._on_machine_ended)
             self._watch(self._relay.failed, self._on_machine_ended)
             self._watch(kernel_exit, self._on_kernel_exit)
-            if self._decision.key is not None and not machine.restored:
+            if not machine.restored:
                 self._task(self._make_template(self._decision.key, self._decision.image))
             log.info("started: %s", self._trace.line())
             return self._report()
@@ -265,14 +266,17 @@ class Supervisor:
         except TemplateError as error:
             assert plan.template is not None
             log.warning("%s The kernel boots instead.", error)
-            with suppress(HostError):
-                TemplateStore().remove(plan.template.digest)
+            if not isinstance(error, TemplateUnsafeError):
+                with suppress(HostError):
+                    TemplateStore().remove(plan.template.digest)
             return await self._start_machine(dataclasses.replace(plan, template=None))
         return machine
 
-    async def _make_template(self, key: TemplateKey, image: Image) -> None:
+    async def _make_template(self, key: TemplateKey | None, image: Image) -> None:
         """Makes the template that this kernel lacked, for the next one: later, and after everything else."""
         await asyncio.sleep(_TEMPLATE_AFTER)
+        if key is None or TemplateStore().open(key) is not None:
+            return
         try:
             made = await make(TemplateStore(), key, image, timeout=_TEMPLATE_TIMEOUT)
             log.info("template %s", "is being made by somebody else" if made is None else made.digest)

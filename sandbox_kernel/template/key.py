@@ -8,7 +8,7 @@ import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-FORMAT = 1
+FORMAT = 2
 """Version of how templates are made and kept; a change makes all of them stale."""
 
 

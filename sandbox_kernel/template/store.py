@@ -47,6 +47,7 @@ class Template:
         digest: its name.
         directory: folder of its files.
         key: what it is for, as JSON values.
+        qemu: version of the QEMU that saved it, and restores it.
         created: time of its making, seconds since the epoch.
         bytes: what it takes on disk.
         used: time of its last use, seconds since the epoch.
@@ -55,6 +56,7 @@ class Template:
     digest: str
     directory: Path
     key: dict[str, Any]
+    qemu: tuple[int, ...]
     created: float
     bytes: int
     used: float
@@ -169,12 +171,13 @@ class TemplateStore:
         finally:
             os.close(lock)
 
-    def publish(self, staging: Path, key: TemplateKey) -> Template:
+    def publish(self, staging: Path, key: TemplateKey, qemu: tuple[int, ...]) -> Template:
         """Gives what lies in `staging` its name.
 
         Args:
             staging: from `make`.
             key: what it is for.
+            qemu: version of the QEMU that saved it.
 
         Raises:
             NoSpaceError: there is no room.
@@ -186,6 +189,7 @@ class TemplateStore:
                     os.fsync(file.fileno())
             content = {
                 "key": asdict(key),
+                "qemu": qemu,
                 "created": (staging / STATE).stat().st_mtime,
                 "files": {name: _fingerprint(staging / name) for name in (RAM, STATE)},
             }
@@ -222,6 +226,7 @@ def _read(folder: Path) -> Template:
         folder.name,
         folder,
         dict(content["key"]),
+        tuple(int(part) for part in content["qemu"]),
         float(content["created"]),
         sum((folder / name).stat().st_blocks * 512 for name in (RAM, STATE)),
         manifest.stat().st_mtime,

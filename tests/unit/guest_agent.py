@@ -77,8 +77,8 @@ class Agent:
         listener.bind(self.path)
         listener.listen(64)
         self.operations = Operations(children, settings, {"agent": 1.5}, self.ended.set)
-        server = Server(listener, self.operations.perform, None, frame_seconds)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.server = Server(listener, self.operations.perform, None, frame_seconds)
+        self.server.start()
 
     def connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)

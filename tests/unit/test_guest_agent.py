@@ -11,13 +11,23 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from guest_agent import Agent, answer, reaped, settings_for, short_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_protocol import MAX_CONNECTIONS, MAX_ENTROPY, MAX_PAYLOAD, OPERATIONS, pack
+from agent_protocol import (
+    HEADER,
+    MAX_CONNECTIONS,
+    MAX_ENTROPY,
+    MAX_PAYLOAD,
+    OPERATIONS,
+    pack,
+    parse_header,
+    parse_message,
+)
 from answer import Answer, Refused
 from children import Children, Plan
 from server import Server
@@ -273,13 +283,65 @@ def test_only_the_hosts_cid_is_served() -> None:
             return self.peers.pop(0)
 
     listener = Listener()
-    Server(listener, lambda request, payload, peer: Answer({}), 2).serve_forever()  # type: ignore[arg-type]
+    Server(listener, lambda request, payload, peer: Answer({}), 2).start()  # type: ignore[arg-type]
     (_, stranger), (_, host) = listener.ends
     assert stranger.recv(1) == b""
     host.sendall(pack({"op": "hello"}))
     assert answer(host)[0] == {"ok": True}
     host.close()
     stranger.close()
+
+
+def test_requests_that_come_at_once_or_in_pieces_are_answered_in_order(agent: Agent) -> None:
+    frames = b"".join(
+        pack({"op": "signal", "number": 99}, bytes(size)) + pack({"op": "hello"}) for size in (0, 9)
+    )
+    for cut in (len(frames), 1, 13, 100):
+        with agent.connect() as connection:
+            for at in range(0, len(frames), cut):
+                connection.sendall(frames[at : at + cut])
+            with connection.makefile("rb") as stream:
+                assert [next_answer(stream)["ok"] for _ in range(4)] == [False, True, False, True]
+
+
+def next_answer(stream: BinaryIO) -> dict[str, object]:
+    json_length, payload_length = parse_header(stream.read(HEADER.size))
+    return parse_message(stream.read(json_length + payload_length))
+
+
+def test_an_answer_larger_than_any_buffer_arrives_whole(agent: Agent, home: Path) -> None:
+    content = os.urandom(MAX_PAYLOAD)
+    assert agent.ask("write", content, path="big")[0] == {"ok": True, "size": MAX_PAYLOAD}
+    assert agent.ask("read", path="big")[1] == content
+
+
+def test_a_peer_that_takes_no_answer_loses_its_connection(children: Children, home: Path) -> None:
+    impatient = Agent(children, settings_for(home), frame_seconds=0.05)
+    (home / "big").write_bytes(bytes(MAX_PAYLOAD))
+    with impatient.connect() as deaf:
+        deaf.sendall(pack({"op": "read", "path": "big"}))
+        time.sleep(0.3)
+        received = 0
+        while piece := deaf.recv(1 << 20):
+            received += len(piece)
+        assert received < MAX_PAYLOAD
+
+
+def test_threads_that_accept_are_kept_but_not_too_many(agent: Agent) -> None:
+    assert agent.ask("hello")[0]["ok"] is True
+    before = threading.active_count()
+    for _ in range(3):
+        held = [agent.connect() for _ in range(MAX_CONNECTIONS)]
+        for connection in held:
+            connection.sendall(pack({"op": "hello"}))
+            assert answer(connection)[0]["ok"] is True
+        for connection in held:
+            connection.close()
+    deadline = time.monotonic() + 20
+    while threading.active_count() > before + 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert agent.ask("hello")[0]["ok"] is True
 
 
 def test_a_refusal_is_cut_to_a_bearable_length() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import cgroup
 import system
+import template
 from children import Children
 from sandbox_kernel.agent.client import AgentClient, Configuration
 from sandbox_kernel.errors import GuestError
@@ -199,6 +200,35 @@ async def test_a_kernel_that_dies_while_it_stands_by_is_replaced(
     finally:
         kernel.stop_channels()
         await client.signal(9)
+
+
+async def test_a_template_rehearses_as_its_clones_will_be_asked_to(
+    standing_by: Agent, client: AgentClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(system, "add_entropy", lambda data: done.append("entropy"))
+    monkeypatch.setattr(system, "new_identity", lambda: done.append("identity"))
+    monkeypatch.setattr(cgroup, "limit_pids", lambda settings, count: done.append("pids"))
+    monkeypatch.setattr(time, "clock_settime_ns", lambda clock, value: done.append("clock"))
+    assert template.rehearse(standing_by.server)
+    times, each = divmod(len(done), 4)
+    assert each == 0
+    assert done == ["clock", "entropy", "identity", "pids"] * times
+    waiting = standing_by.operations.standby
+    assert waiting is not None
+    waiting._kernel.signal(9)
+    assert not template.rehearse(standing_by.server)
+
+
+async def test_a_line_that_is_cut_off_ends_the_kernel_and_not_the_agent(
+    standing_by: Agent, client: AgentClient
+) -> None:
+    waiting = standing_by.operations.standby
+    assert waiting is not None
+    waiting._line.sendall(b"{nonsense\n")
+    assert not waiting.until_ready()
+    assert not (await client.start(ARGV, ENVIRONMENT, CONNECTION)).adopted
+    await client.signal(9)
 
 
 async def test_every_change_of_identity_draws_new_random_numbers(

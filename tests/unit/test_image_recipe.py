@@ -103,3 +103,14 @@ def test_the_guest_speaks_the_hosts_version_of_the_agents_protocol() -> None:
 def test_a_guest_without_a_first_program_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"lacks init\.py"):
         programs.collect(tmp_path)
+
+
+def test_modules_to_preload_make_another_image_on_the_same_base() -> None:
+    one, other = (
+        RECIPE.with_preload(("numpy", "colorsys")),
+        RECIPE.with_preload(("colorsys", "numpy", "numpy")),
+    )
+    assert one.digest() == other.digest() != RECIPE.digest()
+    assert one.base_digest() == RECIPE.base_digest()
+    assert one.inputs()["preload"] == ["colorsys", "numpy"]
+    assert one.contents()[-1] == Program("preload.json", b'["colorsys", "numpy"]')

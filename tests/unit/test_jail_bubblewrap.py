@@ -42,6 +42,15 @@ def test_the_image_is_there_and_read_only(tmp_path: Path) -> None:
     assert done.stdout == "kernel\nrefused\n"
 
 
+@pytest.mark.parametrize(("writable", "option"), [(False, "--ro-bind"), (True, "--bind")])
+def test_only_a_templates_maker_may_write_to_its_ram(tmp_path: Path, writable: bool, option: str) -> None:
+    command = Jail(
+        Path("bwrap"), Path("/bin/true"), tmp_path, ram=tmp_path / "ram", ram_writable=writable
+    ).command([])
+    place = command.index("/ram")
+    assert command[place - 2 : place + 1] == [option, str(tmp_path / "ram"), "/ram"]
+
+
 def test_the_program_waits_until_it_is_let_go_and_its_pid_is_told(tmp_path: Path) -> None:
     info_reader, info_writer = os.pipe()
     block_reader, block_writer = os.pipe()

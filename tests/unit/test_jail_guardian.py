@@ -21,6 +21,9 @@ OWNER = textwrap.dedent(
     guardian = Guardian(runtime, logs, [], hold=(int(sys.argv[4]),))
     if verdict == "keep":
         guardian.keep_logs()
+    if verdict == "moved":
+        guardian.also(runtime.with_name("moved to"))
+        runtime.rename(runtime.with_name("moved to"))
     print(guardian.pid, flush=True)
     sys.stdin.read()
     """
@@ -66,3 +69,11 @@ def test_logs_that_an_error_names_are_kept(tmp_path: Path, end: str) -> None:
     runtime, logs = run_owner(tmp_path, "keep", end)
     assert not runtime.exists()
     assert (logs / "file").exists()
+
+
+@pytest.mark.parametrize("end", ["exit", "kill"])
+def test_a_folder_that_was_moved_is_removed_where_it_is(tmp_path: Path, end: str) -> None:
+    runtime, logs = run_owner(tmp_path, "moved", end)
+    assert list(tmp_path.iterdir()) == []
+    assert not runtime.exists()
+    assert not logs.exists()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import PurePosixPath
 
-from sandbox_kernel.qemu.command import QemuConfig, VsockDevice, command_line
+import pytest
+
+from sandbox_kernel.qemu.command import QemuConfig, TemplateRam, VsockDevice, command_line
 
 CONFIG = QemuConfig(PurePosixPath("/usr/bin/qemu-system-x86_64"), PurePosixPath("/image"), 512, 2, "tcg", 7)
 
@@ -37,6 +39,20 @@ def test_the_guests_memory_cannot_be_shrunk_under_the_device() -> None:
     assert values(command_line(CONFIG), "-object") == [
         "memory-backend-memfd,id=ram,size=512M,share=on,seal=on"
     ]
+
+
+@pytest.mark.parametrize(
+    ("ram", "how"),
+    [
+        (TemplateRam(PurePosixPath("/ram"), private=False), "share=on"),
+        (TemplateRam(PurePosixPath("/ram"), private=True), "share=off"),
+        (TemplateRam(PurePosixPath("/ram"), private=True, read_only=True), "share=off,readonly=on,rom=off"),
+    ],
+)
+def test_a_templates_ram_is_shared_by_its_maker_and_private_to_a_clone(ram: TemplateRam, how: str) -> None:
+    argv = command_line(dataclasses.replace(CONFIG, template=ram))
+    assert values(argv, "-object") == [f"memory-backend-file,id=ram,size=512M,mem-path=/ram,{how}"]
+    assert values(argv, "-incoming") == (["defer"] if ram.private else [])
 
 
 def test_the_accelerator_is_the_one_chosen_and_no_other() -> None:

@@ -88,3 +88,9 @@ def test_only_named_variables_reach_the_guest() -> None:
     host = {"HOME": "/root", "AWS_SECRET": "x", "LC_ALL": "C", "LC_TIME": "C", "MPLBACKEND": "agg"}
     assert forwarded(("LC_*",), host) == {"LC_ALL": "C", "LC_TIME": "C", "MPLBACKEND": "agg"}
     assert forwarded((), host) == {"MPLBACKEND": "agg"}
+
+
+def test_a_shape_is_what_a_running_vm_cannot_change() -> None:
+    one = VMSpec(memory=300, transport="tcp", env=("A",), boot_timeout=9.0, processes=99)
+    assert one.shape == VMSpec(memory=300)
+    assert one.shape != VMSpec(memory=301).shape

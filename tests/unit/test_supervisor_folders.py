@@ -72,3 +72,42 @@ def test_only_the_newest_logs_of_dead_vms_are_kept(tmp_path: Path) -> None:
     assert len(kept) == folders.KEPT_LOGS
     assert "old0-999999999" not in kept
     assert claimed.logs.exists()
+
+
+def test_a_folder_that_is_renamed_keeps_its_lock_and_what_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    claimed = folders.claim("waiting")
+    (claimed.runtime / "k-1").touch()
+    with folders.vacated("taken") as place:
+        moved = folders.move(claimed, place)
+    assert not claimed.runtime.exists()
+    assert (moved.runtime / "k-1").exists()
+    monkeypatch.setattr(folders, "_PATIENCE", 0.05)
+    with pytest.raises(HostError, match=r"Another VM owns .*/taken"):
+        folders.claim("taken")
+    folders.sweep(moved.runtime.parent)
+    assert (moved.runtime / "k-1").exists()
+
+
+def test_a_name_in_use_is_not_vacated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "_PATIENCE", 0.05)
+    folders.claim("taken")
+    with pytest.raises(HostError, match="Another VM owns"), folders.vacated("taken"):
+        pass
+
+
+def test_a_reserved_folder_is_one_owners_and_goes_with_him() -> None:
+    with folders.reserved("pool-service") as folder:
+        (folder / "socket").touch()
+        with pytest.raises(HostError), folders.reserved("pool-service"):
+            pass
+        folders.sweep(folder.parent)
+        assert (folder / "socket").exists()
+    assert not folder.exists()
+
+
+def test_a_reserved_folder_of_a_killed_owner_is_taken_over_empty() -> None:
+    folder = folders.paths.runtime_dir() / "pool-service"
+    folder.mkdir()
+    (folder / "socket").touch()
+    with folders.reserved("pool-service") as taken:
+        assert list(taken.iterdir()) == []

@@ -26,7 +26,7 @@ def saved(store: TemplateStore, key: TemplateKey = KEY) -> Template:
         assert staging is not None
         (staging / RAM).write_bytes(b"ram" * 5000)
         (staging / STATE).write_bytes(b"state")
-        return store.publish(staging, key)
+        return store.publish(staging, key, (7, 2, 22))
 
 
 def test_what_was_published_is_opened_by_its_key_alone(store: TemplateStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import platform
 import re
@@ -16,7 +17,7 @@ import pytest
 
 from sandbox_kernel.image.store import ImageStore
 from sandbox_kernel.template.store import TemplateStore
-from tests.microvm import READY
+from tests.microvm import READY, until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -151,7 +152,10 @@ def build_science(command: str, folder: Path) -> None:
 
 def build_team(command: str, folder: Path) -> None:
     run(command, folder)
-    assert "six" in ImageStore().open("team").manifest.packages
+    manifest = ImageStore().open("team").manifest
+    assert "six" in manifest.packages
+    assert manifest.preload == ("six",)
+    assert [each.key["modules"] for each in TemplateStore().all()] == [["six"]]
 
 
 def list_images(command: str, folder: Path) -> None:
@@ -167,6 +171,55 @@ def build_template(command: str, folder: Path) -> None:
     assert [each.key["modules"] for each in TemplateStore().all()] == [["numpy", "pandas"]]
 
 
+def keep_pool(command: str, folder: Path) -> None:
+    """Runs until it is ended; what it says of itself meanwhile is `pool status`'s check."""
+    own = {"XDG_RUNTIME_DIR": str(folder)}
+    pool = subprocess.Popen(
+        [str(BIN / command.split()[0]), *command.split()[1:]], env=os.environ | own, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert until(lambda: said_by_pool(own).count(" ready ") == 2, READY)
+    finally:
+        pool.terminate()
+        assert pool.wait(READY) == 0
+
+
+def said_by_pool(environment: dict[str, str]) -> str:
+    return subprocess.run(
+        [str(BIN / "sandbox-kernel"), "pool", "status"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    ).stdout
+
+
+def show_pool(command: str, folder: Path) -> None:
+    """There is none here, which is an error with a sentence; `keep_pool` has the other case."""
+    done = subprocess.run(
+        [str(BIN / command.split()[0]), *command.split()[1:]],
+        env=os.environ | {"XDG_RUNTIME_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "No pool runs for this user; start one with `sandbox-kernel pool`." in done.stderr
+
+
+def write_unit(command: str, folder: Path) -> None:
+    units = folder / ".config/systemd/user"
+    units.mkdir(parents=True)
+    run(command, folder, HOME=str(folder))
+    unit = configparser.ConfigParser()
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(units / "sandbox-kernel-pool.service")
+    program, word = unit["Service"]["ExecStart"].split()
+    assert (Path(program), word) == (BIN / "sandbox-kernel", "pool")
+    assert unit["Service"]["KillMode"] == "process"
+    assert unit["Install"]["WantedBy"] == "default.target"
+
+
 CHECKS: dict[str, Callable[[str, Path], None]] = {
     "make demo": make_demo,
     "make test": make_test,
@@ -180,6 +233,9 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "sandbox-kernel image ls": list_images,
     "sandbox-kernel template ls": list_templates,
     "sandbox-kernel template build": build_template,
+    "sandbox-kernel pool --size": keep_pool,
+    "sandbox-kernel pool status": show_pool,
+    "sandbox-kernel pool unit": write_unit,
 }
 
 
