@@ -25,11 +25,14 @@ _HEADINGS = ("kernels", "start of the last", "unique each", "PSS each", "MemAvai
 class Point:
     """A crowd of `count` kernels, all of which have run a cell and are idle.
 
+    A single VM has what it reads of the template for itself; from the second one on they have it in common.
+
     Attributes:
         count: live kernels.
         unique: MiB that no other process maps, all kernels together; see `bench.memory`.
         pss: MiB of all kernels together with their shares of what they map in common with others.
-        available: MiB by which the machine's MemAvailable is less than before the first kernel.
+        available: MiB by which the machine's MemAvailable is less than before the first kernel, page tables
+            and Linux's other memory included; of use where nothing else goes on.
         cpu: per cent of one core that all of them use together.
     """
 

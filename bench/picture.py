@@ -41,13 +41,13 @@ def draw(grown: Sequence[Growth], file: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=_SIZE, layout="constrained")
     for growth, colour in zip(grown, COLOURS, strict=False):
         counts, sizes = memory_line(growth)
-        left.plot(counts, sizes, color=colour, marker="o", markersize=4)
+        left.plot(counts, sizes, color=colour, marker="o", markersize=4, label=growth.label)
         numbers, seconds = start_line(growth)
         right.plot(numbers, growth.starts, ".", color=colour, markersize=3, alpha=0.5)
-        right.plot(numbers, seconds, color=colour, label=growth.label)
+        right.plot(numbers, seconds, color=colour)
     _finish(left, "memory of all kernels, GiB (unique)", "live kernels")
     _finish(right, "start to first reply, s (running median)", "number of the start")
-    right.legend(frameon=False, labelcolor=_TEXT, fontsize=9)
+    left.legend(loc="upper left", frameon=False, labelcolor=_TEXT, fontsize=9)
     figure.savefig(file, dpi=_DPI, transparent=True)
     pyplot.close(figure)
 

@@ -54,7 +54,7 @@ pytestmark = pytest.mark.timeout(600 + _SECONDS_EACH * CYCLES)
 
 CLIENT = textwrap.dedent(
     """
-    import json, os, sys
+    import gc, json, os, sys
     import psutil
     from jupyter_client import KernelManager
 
@@ -74,6 +74,7 @@ CLIENT = textwrap.dedent(
         told |= {"results": results, "family": family}
         client.stop_channels()
         km.shutdown_kernel(now=now)
+        gc.collect()  # Jupyter's objects refer to each other; Python would do this at some later cycle
         print(json.dumps(told), flush=True)
     """
 )
