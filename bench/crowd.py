@@ -65,6 +65,11 @@ class Crowd:
             seconds = time.monotonic() - began
             expect(str(getattr(manager.provisioner, "report", {}).get("start", "")), self._way)
             _ask(client)
+        except BaseException:
+            with self._lock:
+                self._managers.remove(manager)
+            manager.shutdown_kernel(now=True)
+            raise
         finally:
             client.stop_channels()
         return seconds
@@ -99,6 +104,9 @@ class Crowd:
         """
         trips, wrong = [], []
         for number, manager in enumerate(self._managers, 1):
+            if not manager.is_alive():
+                wrong.append(f"kernel {number} of {len(self)} has ended")
+                continue
             client = _connected(manager)
             try:
                 client.kernel_info(reply=True, timeout=DEADLINE)  # the connection is not part of the trip

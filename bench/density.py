@@ -96,6 +96,8 @@ def main(
         for line in growth.lines(grown[-1]):
             tell(line)
         troubles += [f"{name}: {sentence}" for sentence in grown[-1].wrong]
+        if grown[-1].failed and len(grown[-1].starts) < min(limit, max(counts)):
+            troubles.append(f"{name}, start {len(grown[-1].starts) + 1}: {grown[-1].failed}")
     where = machine.look()
     tell(where.line())
     if json_file is not None:
@@ -144,7 +146,8 @@ def grow(name: str, counts: tuple[int, ...], most: int) -> Growth:
                         own_pool.until_ready()
                     grown.starts.append(crowd.add())
                 except (KernelTrouble, pool.PoolTrouble, SandboxKernelError, RuntimeError, OSError) as error:
-                    grown.end = f"the next start failed: {error}"
+                    grown.failed = str(error) or repr(error)
+                    grown.end = f"the next start failed: {grown.failed}"
                     break
                 available, total = _ram()
                 grown.end = growth.enough(len(crowd), most, available, total, grown.starts[-1])

@@ -53,6 +53,7 @@ class Growth:
         starts: seconds from each start to the first `kernel_info_reply`, in order.
         trips: seconds of the last `1+1` of every kernel, with the whole crowd alive.
         wrong: a sentence for each kernel that did not answer it correctly.
+        failed: the error of the start that was one too many; empty when none failed.
         end: why it did not grow further.
     """
 
@@ -61,6 +62,7 @@ class Growth:
     starts: list[float] = field(default_factory=list)
     trips: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    failed: str = ""
     end: str = ""
 
     def start_of(self, count: int) -> float:
