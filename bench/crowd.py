@@ -18,6 +18,7 @@ from pathlib import Path
 import zmq
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
+from jupyter_core.utils import ensure_event_loop
 
 from bench import memory
 from bench.kernel import DEADLINE, KernelTrouble, expect, variant
@@ -40,6 +41,8 @@ class Crowd:
         self._context = zmq.Context()
         self._managers: list[KernelManager] = []
         self._lock = threading.Lock()
+        self.traces: list[dict[str, float]] = []
+        """Of each VM's start, seconds by phase, in order; see `bench.phases`."""
 
     def __len__(self) -> int:
         """How many live."""
@@ -63,7 +66,9 @@ class Crowd:
         try:
             client.kernel_info(reply=True, timeout=DEADLINE)
             seconds = time.monotonic() - began
-            expect(str(getattr(manager.provisioner, "report", {}).get("start", "")), self._way)
+            report = getattr(manager.provisioner, "report", {})
+            expect(report, self._way)
+            self.traces.append(dict(report.get("trace", {})))
             _ask(client)
         except BaseException:
             with self._lock:
@@ -88,7 +93,10 @@ class Crowd:
         def start() -> tuple[float, float, float]:
             together.wait()
             began = time.monotonic()
-            seconds = self.add()
+            try:
+                seconds = self.add()
+            finally:
+                _close_loop()
             return began, began + seconds, seconds
 
         with ThreadPoolExecutor(count) as threads:
@@ -132,16 +140,25 @@ class Crowd:
 
     def end(self) -> None:
         """Ends all of them."""
+
+        def end(manager: KernelManager) -> None:
+            with suppress(Exception):  # one that has died by itself does not keep the others alive
+                manager.shutdown_kernel(now=True)
+            _close_loop()
+
         with ThreadPoolExecutor(_ENDING_AT_ONCE) as threads:
-            for done in [threads.submit(each.shutdown_kernel, now=True) for each in self._managers]:
-                with suppress(Exception):  # one that has died by itself does not keep the others alive
-                    done.result()
+            list(threads.map(end, self._managers))
         self._managers.clear()
         self._context.destroy(linger=0)
 
     def _processes(self) -> list[int]:
         pids = [getattr(each.provisioner, "pid", None) for each in self._managers]
         return memory.families(pid for pid in pids if pid is not None)
+
+
+def _close_loop() -> None:
+    """Closes the event loop that Jupyter's synchronous calls have made for this thread."""
+    ensure_event_loop().close()
 
 
 def _connected(manager: KernelManager) -> BlockingKernelClient:

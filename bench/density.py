@@ -145,6 +145,7 @@ def grow(name: str, counts: tuple[int, ...], most: int) -> Growth:
                     if own_pool is not None:
                         own_pool.until_ready()
                     grown.starts.append(crowd.add())
+                    grown.traces = crowd.traces
                 except (KernelTrouble, pool.PoolTrouble, SandboxKernelError, RuntimeError, OSError) as error:
                     grown.failed = str(error) or repr(error)
                     grown.end = f"the next start failed: {grown.failed}"

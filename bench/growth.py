@@ -51,6 +51,7 @@ class Growth:
         label: the kernels' name.
         points: in the order of their counts.
         starts: seconds from each start to the first `kernel_info_reply`, in order.
+        traces: seconds by phase of each start, empty for a kernel without a VM.
         trips: seconds of the last `1+1` of every kernel, with the whole crowd alive.
         wrong: a sentence for each kernel that did not answer it correctly.
         failed: the error of the start that was one too many; empty when none failed.
@@ -60,6 +61,7 @@ class Growth:
     label: str
     points: list[Point] = field(default_factory=list)
     starts: list[float] = field(default_factory=list)
+    traces: list[dict[str, float]] = field(default_factory=list)
     trips: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     failed: str = ""
@@ -152,7 +154,8 @@ def lines(growth: Growth) -> list[str]:
             f"{growth.label}: with {len(growth.starts)} alive {len(growth.trips)} have answered 1+1 with 2: "
             f"median {_seconds(median)}, p99 {_seconds(tail)}"
         )
-    return [*told, f"{growth.label}: no more than {len(growth.starts)}, because {growth.end}."]
+    why = growth.end.removesuffix(".")
+    return [*told, f"{growth.label}: no more than {len(growth.starts)}, because {why}."]
 
 
 def running_median(values: Sequence[float], around: int) -> list[float]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -27,7 +28,7 @@ START = "SANDBOX_KERNEL_START"
 _FIXES = {
     "cold": "the kernelspec must not set start",
     "restored": "`sandbox-kernel template build` makes the template",
-    "pooled": "the log of the VM tells why the pool's was of no use",
+    "pooled": "the client's log tells why the pool's was of no use",
 }
 
 
@@ -55,23 +56,19 @@ class Turn:
     over: bool = field(default=False)
 
     @property
-    def start(self) -> str:
-        """How the VM came up: `cold`, `restored`, `pooled`; empty for a kernel without a VM."""
-        return str(self._report.get("start", ""))
+    def report(self) -> dict[str, Any]:
+        """What the provisioner tells of the VM; nothing for a kernel without one."""
+        return dict(getattr(self.manager.provisioner, "report", {}))
 
     @property
     def phases(self) -> dict[str, float]:
         """Seconds from the client's request until each phase of a VM's start was done; see `phases`."""
-        return dict(self._report.get("trace", {}))
+        return dict(self.report.get("trace", {}))
 
     @property
     def accelerator(self) -> str:
         """What the VM runs with; empty for a kernel without a VM."""
-        return str(self._report.get("accelerator", [""])[0])
-
-    @property
-    def _report(self) -> dict[str, Any]:
-        return getattr(self.manager.provisioner, "report", {})
+        return str(self.report.get("accelerator", [""])[0])
 
     @property
     def root(self) -> int:
@@ -168,7 +165,7 @@ def started(name: str) -> Iterator[Turn]:
             turn.first_reply = time.monotonic() - began
             client.wait_for_ready(timeout=DEADLINE)
             turn.ready = time.monotonic() - began
-            expect(turn.start, way)
+            expect(turn.report, way)
             yield turn
         finally:
             client.stop_channels()
@@ -184,11 +181,22 @@ def variant(name: str) -> tuple[str, str]:
     return name, "restored"
 
 
-def expect(told: str, way: str) -> None:
-    """Sees to it that a VM started as it was to; a kernel without a VM tells nothing.
+def expect(report: Mapping[str, Any], way: str) -> None:
+    """Sees to it that a VM started as it was to; a kernel without a VM has no report.
+
+    Args:
+        report: the provisioner's.
+        way: `cold`, `restored` or `pooled`.
 
     Raises:
-        KernelTrouble: it did not.
+        KernelTrouble: it did not; with what the VM's log says of that.
     """
-    if told and told != way:
-        raise KernelTrouble(f"The kernel was {told} instead of {way}; {_FIXES[way]}.")
+    told = report.get("start", way)
+    if told == way:
+        return
+    try:
+        log = Path(report.get("logs", ""), "supervisor.log").read_text()
+    except OSError:
+        log = ""
+    said = [line.partition("WARNING ")[2] for line in log.splitlines() if " WARNING " in line]
+    raise KernelTrouble(f"The kernel was {told} instead of {way} ({said[-1] if said else _FIXES[way]}).")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from bench import phases
@@ -47,7 +49,13 @@ def test_a_name_says_how_its_vm_starts() -> None:
 
 @pytest.mark.parametrize(("told", "way"), [("restored", "pooled"), ("cold", "restored"), ("pooled", "cold")])
 def test_a_vm_that_started_in_another_way_is_no_measurement(told: str, way: str) -> None:
-    with pytest.raises(KernelTrouble, match=f"{told} instead of {way}"):
-        expect(told, way)
-    expect(way, way)
-    expect("", way)  # a kernel without a VM
+    with pytest.raises(KernelTrouble, match=f"{told} instead of {way} "):
+        expect({"start": told}, way)
+    expect({"start": way}, way)
+    expect({}, way)  # a kernel without a VM
+
+
+def test_the_vms_log_says_why_it_started_in_another_way(tmp_path: Path) -> None:
+    (tmp_path / "supervisor.log").write_text("10:00 INFO a: b\n10:01 WARNING c: It is damaged.\n")
+    with pytest.raises(KernelTrouble, match=r"cold instead of restored \(c: It is damaged\.\)"):
+        expect({"start": "cold", "logs": str(tmp_path)}, "restored")
