@@ -57,7 +57,7 @@ class KernelProcess:
         self._settings = settings
         self.status: dict[str, object] = {}
         file = f"{settings.run}/connection.json"
-        self._connection_file = -1
+        self._connection_file, self._written = -1, 0
         # The kernel's user owns the folder last of all, so that nothing can be put in the place of a file.
         os.mkdir(settings.run, 0o700)
         listeners: dict[str, socket.socket] = {}
@@ -125,8 +125,9 @@ class KernelProcess:
             "ip": f"{self._settings.run}/k",
             **{f"{channel}_port": number for number, channel in enumerate(CHANNEL_PORTS, 1)},
         }
-        written = os.pwrite(self._connection_file, json.dumps(content).encode(), 0)
-        os.ftruncate(self._connection_file, written)
+        # Blanks in the place of what was longer: cheaper than to cut the file.
+        text = json.dumps(content).encode().ljust(self._written)
+        self._written = os.pwrite(self._connection_file, text, 0)
 
     def _start(
         self,

@@ -23,7 +23,7 @@ from settings import Settings
 
 _LONGEST_LINE = 4096
 _REHEARSALS = 5
-"""After as many, more of them make a start no cheaper."""
+"""Python specialises code from its second run on, and what that calls a little later."""
 
 
 class Standby:

@@ -22,6 +22,9 @@ from sandbox_kernel.errors import HostError, NoSpaceError
 
 _APP = "sandbox-kernel"
 
+LOG_BYTES = 1024 * 1024
+"""Bytes of one log file, whatever a guest has to say."""
+
 
 def data_dir() -> Path:
     """Folder of the images; not created here."""

@@ -106,6 +106,16 @@ def traces(vm: str) -> list[str]:
     return found
 
 
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended; one that only waits for an init to collect it has."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
 def until(condition: Any, seconds: float) -> bool:
     """Whether `condition()` becomes true within `seconds`."""
     deadline = time.monotonic() + seconds

@@ -14,7 +14,7 @@ from sandbox_kernel.image import tool
 from sandbox_kernel.image.build import SPACE
 from sandbox_kernel.image.system import require_subordinate_ids
 from sandbox_kernel.jail import cgroup
-from sandbox_kernel.vsock import kernel as vsock_kernel
+from sandbox_kernel.vsock import reservation
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _KEYRING_PLACES = (
@@ -74,7 +74,7 @@ def subordinate_ids() -> Finding:
 
 def vhost_vsock() -> Finding:
     """Faster vsock by the host's kernel; the supervisor does without it."""
-    missing = vsock_kernel.unavailable()
+    missing = reservation.unavailable()
     fix = "run `sudo modprobe vhost_vsock` and let the user open /dev/vhost-vsock; without it vsock is slower"
     return Finding(
         "/dev/vhost-vsock (faster channels)", not missing, False, missing or "usable", fix if missing else ""

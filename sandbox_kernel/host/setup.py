@@ -21,6 +21,7 @@ from sandbox_kernel.image.build import Order, build, default_recipe
 from sandbox_kernel.image.progress import Progress
 from sandbox_kernel.image.store import Image, ImageStore
 from sandbox_kernel.machine import accelerator
+from sandbox_kernel.machine.probe import probe as probe_kvm
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def run(progress: Progress, mirror: str | None = None, prefix: str | None = None
 def probe(image: Image, progress: Progress) -> accelerator.Verdict:
     """Boots the guest's kernel under KVM, whatever is known already."""
     with progress.step("booting the guest's kernel under KVM"):
-        return accelerator.probe(image)
+        return probe_kvm(image)
 
 
 def _choose_accelerator(image: Image, progress: Progress) -> tuple[str, str]:

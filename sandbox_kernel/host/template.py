@@ -7,8 +7,9 @@ import asyncio
 from sandbox_kernel.errors import TemplateError
 from sandbox_kernel.image.progress import Progress
 from sandbox_kernel.image.store import ImageStore
-from sandbox_kernel.machine import accelerator
-from sandbox_kernel.machine.template import key_of, make
+from sandbox_kernel.machine import probe
+from sandbox_kernel.machine.key import key_of
+from sandbox_kernel.machine.template import make
 from sandbox_kernel.spec import VMSpec
 from sandbox_kernel.template.store import Template, TemplateStore
 
@@ -38,7 +39,7 @@ def offer(image: str, progress: Progress) -> None:
 async def ensure_in_loop(spec: VMSpec, progress: Progress) -> Template:
     """`ensure` for a caller that runs an event loop."""
     image = ImageStore().open(spec.image)
-    chosen, _ = await accelerator.choose(spec.accelerator, image)
+    chosen, _ = await probe.choose(spec.accelerator, image)
     store, key = TemplateStore(), key_of(image, spec.memory, spec.vcpus, chosen, spec.preload)
     found = store.open(key)
     if found is None:

@@ -9,9 +9,10 @@ its mount, and the lender opens the file from the jail's root. It gives nothing 
 It lends once, before the guest has run an instruction, and then closes the listener. From then on nobody can
 make the supervisor work or wait by opening files; calls of this kind fail with ENOSYS.
 
-A filter holds for the thread that installs it and for its children. So the child is started from a thread made
-for that; unlike code between fork and exec, that leaves Python its vfork(2), which saves 2 ms. The thread stays
-until the child has ended: a parent-death signal (prctl(2), PR_SET_PDEATHSIG) comes when that thread dies.
+A filter holds for the thread that installs it and for its children. So the child is started from a thread
+made for that; unlike code between fork and exec, that leaves Python its vfork(2), which saves 2 ms.
+The thread stays until the child has ended, as a parent-death signal (PR_SET_PDEATHSIG, prctl(2)) comes when
+that thread dies.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Lender:
         """Why the child could not be had to ask, or be lent the file when it did."""
 
     def run(self, start: Callable[[], _T]) -> _T:
-        """Calls `start` in a thread whose children ask for the file; `serve` answers, `close` ends the thread.
+        """Calls `start` in a thread whose children ask for the file; `serve` answers, `close` ends it.
 
         Args:
             start: starts the child, and must itself not open a file with `O_RDWR` alone: nobody serves yet.
@@ -73,6 +74,11 @@ class Lender:
             self.close()
             raise errors[0]
         return results[0]
+
+    def turn(self) -> None:
+        """Answers what has been asked so far, for a caller that has no event loop yet."""
+        if self._listener is not None:
+            self._on_request()
 
     def serve(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answers from now on, one call a turn of the loop; what has been asked so far has waited."""

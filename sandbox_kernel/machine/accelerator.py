@@ -8,35 +8,23 @@ CPU, QEMU, image), and taken again when any of these changes.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import hashlib
 import json
 import os
 import platform
-import socket
-import tempfile
-import time
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 from sandbox_kernel import paths
-from sandbox_kernel.errors import AcceleratorError, HostError
+from sandbox_kernel.errors import AcceleratorError
 from sandbox_kernel.image.store import Image
 from sandbox_kernel.jail import bubblewrap
-from sandbox_kernel.jail.cgroup import Cgroup
-from sandbox_kernel.machine.process import QemuProcess
-from sandbox_kernel.machine.spawn import spawn
-from sandbox_kernel.machine.transcript import Transcript
-from sandbox_kernel.qemu.command import QemuConfig, command_line
 
 DEVICE = Path("/dev/kvm")
-DEADLINE = 30.0
-"""Seconds for the guest kernel to reach userspace; it takes one on hardware and twenty in a nested VM."""
 INSTALL = "install it with `sandbox-kernel setup`"
-_PROBE_MEMORY = 256
-_SUCCESS = "SANDBOX-KERNEL-PROBE-OK"
+_KEPT = 16
+"""Verdicts kept; one for each image in use is enough."""
 
 
 @dataclass(frozen=True)
@@ -66,50 +54,39 @@ def unavailable(device: Path = DEVICE) -> str | None:
 def cached(image: Image) -> Verdict | None:
     """The verdict kept for this host, this QEMU and this image; None when there is none."""
     try:
-        stored = json.loads(_verdict_file().read_text())
-        if stored["for"] != _circumstances(image):
-            return None
-        return Verdict(bool(stored["usable"]), str(stored["reason"]), float(stored["seconds"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        stored = _stored()[_circumstances(image)]
+        return Verdict(bool(stored["usable"]), str(stored["reason"]), float(str(stored["seconds"])))
+    except (ValueError, KeyError, TypeError):
         return None
 
 
-def probe(image: Image, timeout: float = DEADLINE) -> Verdict:
-    """Boots the guest kernel under KVM, keeps the verdict in the cache and returns it; blocks.
-
-    Raises:
-        HostError: QEMU or bubblewrap is missing or cannot be started at all.
-    """
-    return asyncio.run(probe_in_loop(image, timeout))
-
-
-async def probe_in_loop(image: Image, timeout: float = DEADLINE) -> Verdict:
-    """`probe` for a caller that runs an event loop."""
-    missing = unavailable()
-    if missing:
-        return Verdict(False, missing, 0.0)
-    verdict = await _boot(image, timeout)
+def keep(verdict: Verdict, image: Image) -> None:
+    """Keeps a verdict for `cached`, and the latest of other images."""
+    key = _circumstances(image)
+    others = [(name, stored) for name, stored in _stored().items() if name != key]
     file = _verdict_file()
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps({"for": _circumstances(image), **dataclasses.asdict(verdict)}))
+    fresh.write_text(json.dumps({**dict(others[1 - _KEPT :]), key: dataclasses.asdict(verdict)}))
     fresh.replace(file)
-    return verdict
 
 
-async def choose(requested: str, image: Image) -> tuple[str, str]:
-    """The accelerator to use and the reason for the choice.
+def settle(requested: str, image: Image) -> tuple[str, str] | None:
+    """The accelerator to use and the reason for the choice; None when that takes a probe (`probe.py`) first.
 
     Args:
         requested: `auto`, `kvm` or `tcg`.
-        image: whose kernel is booted when no verdict is cached.
+        image: the guest image.
 
     Raises:
         AcceleratorError: `kvm` was demanded and does not work.
     """
     if requested == "tcg":
         return "tcg", "asked for"
-    verdict = await _verdict(image)
+    missing = unavailable()
+    verdict = Verdict(False, missing, 0.0) if missing else cached(image)
+    if verdict is None:
+        return None
     if verdict.usable:
         return "kvm", verdict.reason
     if requested == "kvm":
@@ -120,58 +97,17 @@ async def choose(requested: str, image: Image) -> tuple[str, str]:
     return "tcg", verdict.reason
 
 
-async def _verdict(image: Image) -> Verdict:
-    missing = unavailable()
-    if missing:
-        return Verdict(False, missing, 0.0)
-    return cached(image) or await probe_in_loop(image)
-
-
-async def _boot(image: Image, timeout: float) -> Verdict:
-    began = time.monotonic()
-    qemu = bubblewrap.find("qemu-system-x86_64", INSTALL)
-    jail = bubblewrap.Jail(bubblewrap.find("bwrap", INSTALL), qemu, image.directory, (DEVICE,))
-    with tempfile.TemporaryDirectory(prefix="sandbox-kernel-probe-") as folder:
-        ours, theirs = socket.socketpair()
-        console = Transcript(ours.detach(), Path(folder) / "console.log")
-        config = QemuConfig(
-            binary=PurePosixPath(qemu),
-            image=bubblewrap.IMAGE,
-            memory=_PROBE_MEMORY,
-            vcpus=1,
-            accelerator="kvm",
-            console_fd=theirs.fileno(),
-            kernel_arguments=("sandbox.probe",),
-        )
-        try:
-            spawned = spawn(jail, command_line(config), (theirs.fileno(),))
-            process = await QemuProcess.start(spawned, Cgroup(()), Path(folder) / "qemu.log")
-            theirs.close()
-            try:
-                success = asyncio.ensure_future(console.seen(_SUCCESS))
-                either: set[asyncio.Future[Any]] = {success, process.exited}
-                await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                success.cancel()
-                in_time = success.done() or process.exited.done()
-            finally:
-                await process.kill()
-        except HostError as error:
-            return Verdict(False, f"the probe could not run ({error})", time.monotonic() - began)
-        finally:
-            theirs.close()
-            console.close()
-        seconds = time.monotonic() - began
-        if _SUCCESS in console.last_lines():
-            return Verdict(True, f"the guest kernel booted in {seconds:.1f} s under {DEVICE}", seconds)
-        if not in_time:
-            late = f"the guest kernel did not reach userspace within {timeout:g} s under {DEVICE}"
-            return Verdict(False, late, seconds)
-        words = process.last_words().split(" | ")[0] or console.last_lines(1) or "no message"
-        return Verdict(False, f"QEMU ended under {DEVICE} with: {words[:200]}", seconds)
+def _stored() -> dict[str, dict[str, object]]:
+    """Verdicts by what they were taken for, the latest last."""
+    try:
+        found = json.loads(_verdict_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _verdict_file() -> Path:
-    return paths.cache_dir() / "accelerator.json"
+    return paths.cache_dir() / "accelerators.json"
 
 
 def _circumstances(image: Image) -> str:

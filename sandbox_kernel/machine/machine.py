@@ -1,6 +1,6 @@
 """A micro-VM from power-on to power-off.
 
-    start   cgroup → vsock device → jailed QEMU → QMP greeting → guest's agent answers
+    start   jailed QEMU (ignition.py) → vsock device → QMP greeting → guest's agent answers
     ended   a future: why the machine is no more (QEMU died, a protocol was broken, powered off, panicked)
     stop    the reverse of start, written once, run whatever happened before
 
@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, cast
+from typing import cast
 
 from qemu.qmp import QMPError
 
@@ -25,84 +22,34 @@ from sandbox_kernel.errors import (
     BootError,
     GuestError,
     GuestProtocolError,
-    HostError,
     SandboxKernelError,
     TemplateError,
 )
-from sandbox_kernel.image.store import Image
-from sandbox_kernel.jail.cgroup import Cgroup
+from sandbox_kernel.machine.ignition import CID, Ignition
 from sandbox_kernel.machine.migration import restore
 from sandbox_kernel.machine.state import Lifecycle, State
-from sandbox_kernel.machine.vmm import Vmm, VmmPlan
-from sandbox_kernel.qemu.command import VsockDevice, vsock_device
+from sandbox_kernel.machine.vmm import Vmm
+from sandbox_kernel.qemu.command import vsock_device
 from sandbox_kernel.template.store import Template
 from sandbox_kernel.trace import Trace
-from sandbox_kernel.vsock import kernel as kernel_vsock
 from sandbox_kernel.vsock.host import VsockHost
-from sandbox_kernel.vsock.reservation import reserve_cid
+from sandbox_kernel.vsock.kernel import KernelVsock
 from sandbox_kernel.vsock.userspace import UserspaceVsock
 
 log = logging.getLogger(__name__)
 
-_CID = 3
-"""The guest's CID under the userspace device, which each VM has for itself (0 to 2 are reserved)."""
 _POLL = 0.05
 _POLL_RESTORED = 0.002
 _ATTEMPT = 5.0
 
 
-@dataclass(frozen=True)
-class MachinePlan:
-    """What a machine needs beside the image: everything decided, nothing to look up.
-
-    Attributes:
-        image: the guest image.
-        memory: RAM in MiB.
-        vcpus: virtual CPUs.
-        accelerator: `kvm` or `tcg`.
-        vsock: `kernel` or `userspace`.
-        boot_timeout: seconds until the agent must have answered.
-        logs: folder for the logs of this VM.
-        cgroup: joined by QEMU.
-        template: to restore from instead of booting; None to boot.
-    """
-
-    image: Image
-    memory: int
-    vcpus: int
-    accelerator: str
-    vsock: str
-    boot_timeout: float
-    logs: Path
-    cgroup: Cgroup
-    template: Template | None = None
-
-
-def choose_vsock(requested: str) -> tuple[str, str]:
-    """Which vsock implementation to use, and why.
-
-    Raises:
-        HostError: `kernel` was demanded and is not available.
-    """
-    missing = kernel_vsock.unavailable()
-    if requested == "userspace":
-        return "userspace", "asked for"
-    if missing is None:
-        return "kernel", "/dev/vhost-vsock is usable"
-    if requested == "kernel":
-        raise HostError(
-            f"vsock 'kernel' was asked for and {missing}; load the module with `modprobe vhost_vsock` "
-            "or choose vsock = 'userspace'."
-        )
-    return "userspace", missing
-
-
 class Machine:
     """One micro-VM; start it once, stop it always."""
 
-    def __init__(self, plan: MachinePlan, trace: Trace | None = None) -> None:
-        """Nothing yet; `trace` is where the phases of the start are noted."""
-        self._plan = plan
+    def __init__(self, ignition: Ignition, trace: Trace | None = None) -> None:
+        """Takes over a QEMU that runs; `trace` is where the phases of the start are noted."""
+        self._ignition = ignition
+        self._plan = ignition.plan
         self._trace = trace or Trace()
         self._lifecycle = Lifecycle()
         self._stack = AsyncExitStack()
@@ -131,10 +78,9 @@ class Machine:
         """
         self._lifecycle.move(State.BOOTING)
         try:
-            template = self._plan.template
-            device = await self._power_on(template)
-            if template is not None:
-                await self._restore(template, device)
+            await self._take_over()
+            if self._plan.template is not None:
+                await self._restore(self._plan.template)
             await self._reach_agent()
         except BaseException:
             await self.stop()
@@ -158,53 +104,40 @@ class Machine:
         """The console's last lines on one line."""
         return self._vmm.console.last_lines()
 
-    async def _power_on(self, template: Template | None) -> VsockDevice:
-        """Starts QEMU, which boots, or waits for a template's devices."""
-        plan = self._plan
-        device, inherited = await self._make_vsock()
-        self._saved = self._stack.enter_context(template.state.open("rb")) if template else None
-        self._vmm = Vmm(
-            VmmPlan(
-                plan.image,
-                plan.memory,
-                plan.vcpus,
-                plan.accelerator,
-                plan.logs,
-                plan.cgroup,
-                device,
-                template.ram if template else None,
-                private=True,
-                qemu=template.qemu if template else (),
-                inherit=[self._saved.fileno()] if self._saved else [],
-            )
-        )
+    async def _take_over(self) -> None:
+        """Makes everything that talks to QEMU, and waits for its greeting."""
+        ignition = self._ignition
+        ignition.taken = True
+        if ignition.state is not None:
+            self._stack.enter_context(ignition.state)
+        self._vmm = Vmm(ignition.vmm, ignition.powered)
         self._stack.push_async_callback(self._vmm.aclose)
-        await self._vmm.start()
-        inherited.close()
+        self._vmm.start()
+        self.vsock: VsockHost = _vsock_host(ignition)
+        self._stack.push_async_callback(self.vsock.aclose)
         self.process = self._vmm.process
         self.process.exited.add_done_callback(lambda _: self._on_exit())
         self.vsock.failed.add_done_callback(self._on_violation)
-        self._trace.mark("QEMU started")
-        await self._vmm.greet(plan.boot_timeout)
+        await self._vmm.greet(self._plan.boot_timeout)
         task = asyncio.create_task(self._watch_events(), name="qmp-events")
         self._tasks.add(task)
         self._stack.callback(task.cancel)
         self._trace.mark("QEMU answered")
-        return device
 
-    async def _restore(self, template: Template, device: VsockDevice) -> None:
+    async def _restore(self, template: Template) -> None:
         """Loads the devices' state, lets the guest run, and plugs its vsock in.
 
         Raises:
             TemplateError: QEMU did not take the state; the template is of no use.
         """
-        assert self._saved is not None
+        state, device = self._ignition.state, self._ignition.device
+        assert state is not None
         if isinstance(self.vsock, UserspaceVsock):
             self.vsock.reach_memory_of(self.process.qemu_pid)
         qmp = self._vmm.qmp
         try:
             async with asyncio.timeout(self._plan.boot_timeout):
-                await restore(qmp, self._saved.fileno())
+                await restore(qmp, state.fileno())
                 self._trace.mark("devices restored")
                 await qmp.execute("device_add", {**dict(vsock_device(device)), "id": "vsock"})
                 await qmp.execute("cont")
@@ -215,22 +148,6 @@ class Machine:
             ) from error
         self._vmm.type("")
         self._trace.mark("vsock plugged in")
-
-    async def _make_vsock(self) -> tuple[VsockDevice, socket.socket | IO[bytes]]:
-        """The host's side of vsock, what QEMU is told of it, and the end that only QEMU keeps."""
-        self.vsock: VsockHost
-        if self._plan.vsock == "kernel":
-            reservation, cid = reserve_cid()
-            self.vsock = kernel_vsock.KernelVsock(cid)
-            self._stack.push_async_callback(self.vsock.aclose)
-            self._stack.callback(reservation.close)
-            return VsockDevice(reservation.fileno(), cid), reservation
-        userspace = UserspaceVsock(_CID)
-        self.vsock = userspace
-        self._stack.push_async_callback(userspace.aclose)
-        end = userspace.qemu_socket()
-        self._stack.callback(end.close)
-        return VsockDevice(end.fileno()), end
 
     async def _watch_events(self) -> None:
         with self._vmm.qmp.listener(("SHUTDOWN", "GUEST_PANICKED")) as events:
@@ -287,3 +204,11 @@ class Machine:
     def _evidence(self) -> str:
         console = self.console_tail()
         return f"console: {console}; logs: {self._plan.logs}" if console else f"logs: {self._plan.logs}"
+
+
+def _vsock_host(ignition: Ignition) -> VsockHost:
+    """The host's side of a machine's vsock."""
+    if ignition.near is not None:
+        return UserspaceVsock(CID, connection=ignition.near)
+    assert ignition.device.kernel_cid is not None
+    return KernelVsock(ignition.device.kernel_cid)

@@ -1,73 +1,118 @@
-"""Starts QEMU's jail, held back before QEMU's first instruction; waits for nothing, needs no event loop."""
+"""Starts QEMU's process: jailed, and in its cgroup before its first instruction. Needs no event loop.
+
+bubblewrap is asked to hold the jailed process back (`--block-fd`) until it has been put into the cgroup,
+which takes some milliseconds that are waited for here.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import select
+import signal
 import subprocess
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sandbox_kernel.errors import TemplateUnsafeError
+from sandbox_kernel.errors import HostError, TemplateUnsafeError
 from sandbox_kernel.jail.bubblewrap import Jail
+from sandbox_kernel.jail.cgroup import Cgroup
 
 if TYPE_CHECKING:
     from sandbox_kernel.jail.lender import Lender
 
+_DEADLINE = 10.0
+_KILLED = 1.0
+_WORDS = 4096
+
 
 @dataclass(frozen=True)
 class Spawned:
-    """A jail that has been started and waits; `QemuProcess.start` takes it from here.
+    """A QEMU that runs; `QemuProcess` takes it from here.
 
     Attributes:
         popen: bubblewrap.
-        info: where bubblewrap reports the PID of QEMU to be.
-        block: QEMU runs when there is a byte to read at the other end of it.
+        child: process id of QEMU.
         errors: what both write to standard error.
         lender: answers when QEMU opens its RAM; None where it needs nobody for that.
     """
 
     popen: subprocess.Popen[bytes]
-    info: int
-    block: int
+    child: int
     errors: int
     lender: Lender | None
 
+    def kill(self) -> None:
+        """Ends a process that nobody has taken.
 
-def spawn(jail: Jail, argv: Sequence[str], fds: Sequence[int], lender: Lender | None = None) -> Spawned:
-    """Starts `argv` in `jail`, needs no event loop, and waits for nothing but the exec of bubblewrap.
+        QEMU first, so that bubblewrap, its parent, collects it and no zombie is left to an init that may not
+        care.
+        """
+        with suppress(ProcessLookupError):
+            os.kill(self.child, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            self.popen.wait(_KILLED)
+        _end(self.popen, self.errors, self.lender)
+
+
+def spawn(
+    jail: Jail,
+    argv: Sequence[str],
+    fds: Sequence[int],
+    cgroup: Cgroup,
+    nice: int = 0,
+    lender: Lender | None = None,
+) -> Spawned:
+    """Starts `argv` in `jail`.
 
     Args:
         jail: what it may see.
         argv: QEMU's command line.
         fds: descriptors it inherits under the same numbers.
+        cgroup: joined before the program runs.
+        nice: added to its niceness.
         lender: lends it its RAM; from now on closed by whoever ends the process.
 
     Raises:
-        OSError: bubblewrap cannot be run.
-        TemplateUnsafeError: the RAM cannot be lent on this host.
+        HostError: the jail could not be set up.
+        TemplateUnsafeError: likewise, or the RAM cannot be lent on this host; without it may be possible.
     """
     info_reader, info_writer = os.pipe2(os.O_CLOEXEC)
     block_reader, block_writer = os.pipe2(os.O_CLOEXEC)
     error_reader, error_writer = os.pipe2(os.O_CLOEXEC)
+    popen = None
     try:
-        popen = _run(
-            jail,
-            jail.command(argv, info_fd=info_writer, block_fd=block_reader),
-            error_writer,
-            (*fds, info_writer, block_reader),
-            lender,
-        )
-    except BaseException:
-        for fd in (info_reader, block_writer, error_reader):
-            os.close(fd)
+        try:
+            command = jail.command(argv, info_fd=info_writer, block_fd=block_reader)
+            popen = _run(jail, command, error_writer, (*fds, info_writer, block_reader), lender)
+        finally:
+            for fd in (info_writer, block_reader, error_writer):
+                os.close(fd)
+        child = _read_child_pid(info_reader)
+        cgroup.add(popen.pid)
+        cgroup.add(child)
+        if nice:
+            os.setpriority(os.PRIO_PROCESS, child, os.getpriority(os.PRIO_PROCESS, 0) + nice)
+        return Spawned(popen, child, error_reader, lender)
+    except (OSError, ValueError, KeyError) as error:
+        words = _end(popen, error_reader, lender)
         if lender is not None:
-            lender.close()
+            raise unsafe(lender.refusal or words or str(error)) from error
+        raise HostError(
+            f"bubblewrap could not set up QEMU's jail ({words or error}); "
+            "run `sandbox-kernel doctor` and look at user namespaces and cgroups."
+        ) from error
+    except BaseException:
+        _end(popen, error_reader, lender)
         raise
     finally:
-        for fd in (info_writer, block_reader, error_writer):
-            os.close(fd)
-    return Spawned(popen, info_reader, block_writer, error_reader, lender)
+        os.close(info_reader)
+        with suppress(BrokenPipeError):
+            os.write(block_writer, b"\n")
+        os.close(block_writer)
 
 
 def unsafe(reason: str) -> TemplateUnsafeError:
@@ -97,3 +142,35 @@ def _run(
         if lender.refusal:
             raise unsafe(lender.refusal) from error
         raise
+
+
+def _end(popen: subprocess.Popen[bytes] | None, errors: int, lender: Lender | None) -> str:
+    """Ends what has come to life, and returns the last it said."""
+    words = b""
+    if popen is not None:
+        popen.kill()
+        popen.wait()
+        os.set_blocking(errors, False)
+        with suppress(BlockingIOError):
+            words = os.read(errors, _WORDS)
+    os.close(errors)
+    if lender is not None:
+        lender.close()
+    return " | ".join(words.decode("utf-8", "replace").split("\n")).strip(" |")
+
+
+def _read_child_pid(fd: int) -> int:
+    """The PID that bubblewrap reports on `--info-fd`."""
+    deadline = time.monotonic() + _DEADLINE
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    text = b""
+    while b"}" not in text:
+        left = deadline - time.monotonic()
+        data = os.read(fd, 4096) if left > 0 and poll.poll(left * 1000) else b""
+        if not data:
+            raise ValueError(
+                "it ended before it began" if left > 0 else f"nothing came of it in {_DEADLINE:g} s"
+            )
+        text += data
+    return int(json.loads(text)["child-pid"])

@@ -13,38 +13,17 @@ from qemu.qmp import QMPError
 from sandbox_kernel.agent.protocol import TEMPLATE_WORD, WARM
 from sandbox_kernel.errors import GuestError, TemplateError
 from sandbox_kernel.image.store import Image
-from sandbox_kernel.jail import bubblewrap
 from sandbox_kernel.jail.cgroup import Cgroup
 from sandbox_kernel.machine.migration import save
-from sandbox_kernel.machine.vmm import INSTALL, Vmm, VmmPlan
-from sandbox_kernel.qemu.command import KERNEL_ARGUMENTS, TRANSLATION_CACHE
-from sandbox_kernel.template.key import TemplateKey, identify_cpu, identify_qemu
+from sandbox_kernel.machine.power import VmmPlan
+from sandbox_kernel.machine.vmm import Vmm
+from sandbox_kernel.template.key import TemplateKey
 from sandbox_kernel.template.store import RAM, STATE, Template, TemplateStore
 
 _QUIT = 5.0
 _SETTLE = 1.0
 """Seconds between a warm guest's word and its end: what it still does then, no clone has to do."""
 _NICE = 19
-
-
-def key_of(
-    image: Image, memory: int, vcpus: int, accelerator: str, modules: tuple[str, ...] = ()
-) -> TemplateKey:
-    """The key of a machine's template, with `modules` and those that the image names imported in it.
-
-    Raises:
-        MissingToolError: QEMU is not installed.
-    """
-    return TemplateKey(
-        image.digest,
-        memory,
-        vcpus,
-        accelerator,
-        tuple(sorted({*modules, *image.manifest.preload})),
-        identify_qemu(bubblewrap.find("qemu-system-x86_64", INSTALL)),
-        identify_cpu(accelerator),
-        " ".join((*KERNEL_ARGUMENTS, str(TRANSLATION_CACHE))),
-    )
 
 
 async def make(store: TemplateStore, key: TemplateKey, image: Image, timeout: float) -> Template | None:
@@ -86,7 +65,7 @@ async def make(store: TemplateStore, key: TemplateKey, image: Image, timeout: fl
                 )
             )
             stack.push_async_callback(vmm.aclose)
-            await vmm.start()
+            vmm.start()
             await vmm.greet(timeout)
             try:
                 qemu = await _version(vmm)

@@ -12,10 +12,10 @@ import logging
 import os
 from pathlib import Path
 
+from sandbox_kernel.paths import LOG_BYTES
+
 log = logging.getLogger(__name__)
 
-ON_DISK = 1024 * 1024
-"""Bytes of one log file."""
 IN_MEMORY = 8 * 1024
 """Bytes of the tail kept for error messages."""
 _READ = 64 * 1024
@@ -24,7 +24,7 @@ _READ = 64 * 1024
 class Transcript:
     """Copies a descriptor into a bounded file until its end; owns the descriptor."""
 
-    def __init__(self, fd: int, path: Path, limit: int = ON_DISK) -> None:
+    def __init__(self, fd: int, path: Path, limit: int = LOG_BYTES) -> None:
         """Starts copying in the running event loop.
 
         Args:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sandbox_kernel.jail import cgroup
 from sandbox_kernel.jail.guardian import Guardian
 from sandbox_kernel.supervisor import folders
 from sandbox_kernel.supervisor.log import log_to
+
+if TYPE_CHECKING:
+    import asyncio
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +60,8 @@ class Belongings:
             self._guardian.also(place)
             self._folders = folders.move(self._folders, place)
 
-    def watch_guardian(self) -> None:
-        """Has the running event loop post another guardian whenever this one is killed."""
-        loop = asyncio.get_running_loop()
+    def watch_guardian(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Has `loop` post another guardian whenever this one is killed."""
         pidfd = os.pidfd_open(self._guardian.pid)
 
         def again() -> None:
@@ -68,7 +70,7 @@ class Belongings:
             self._guardian.reap()
             log.warning("the guardian was killed; another one takes over")
             self._post_guardian()
-            self.watch_guardian()
+            self.watch_guardian(loop)
 
         loop.add_reader(pidfd, again)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sandbox_kernel.errors import HostError
 from sandbox_kernel.image.store import Image, ImageStore
 from sandbox_kernel.machine import accelerator
-from sandbox_kernel.machine.machine import choose_vsock
-from sandbox_kernel.machine.template import key_of
+from sandbox_kernel.machine.ignition import choose_vsock
+from sandbox_kernel.machine.key import key_of
 from sandbox_kernel.spec import VMSpec
 from sandbox_kernel.template.key import TemplateKey
 
@@ -17,6 +18,7 @@ class Decision:
     """Everything decided, nothing made yet.
 
     Attributes:
+        spec: what was asked for.
         image: the guest image, verified.
         accelerator: `kvm` or `tcg`.
         vsock: `kernel` or `userspace`.
@@ -24,6 +26,7 @@ class Decision:
         key: what a template must be for to fit; None when none is wanted.
     """
 
+    spec: VMSpec
     image: Image
     accelerator: str
     vsock: str
@@ -31,14 +34,35 @@ class Decision:
     key: TemplateKey | None
 
 
-async def decide(spec: VMSpec) -> Decision:
-    """Decides for `spec`; boots the guest's kernel under KVM where nobody knows yet whether that works.
+def decide_now(spec: VMSpec) -> Decision | None:
+    """Decides for `spec`; None where nobody knows yet whether KVM works.
 
     Raises:
         HostError: the image or a tool is missing, or what was demanded is not available.
     """
     image = ImageStore().open(spec.image)
-    chosen, why_accelerator = await accelerator.choose(spec.accelerator, image)
+    settled = accelerator.settle(spec.accelerator, image)
+    if settled is None:
+        return None
+    chosen, why_accelerator = settled
     vsock, why_vsock = choose_vsock(spec.vsock)
     key = key_of(image, spec.memory, spec.vcpus, chosen, spec.preload) if spec.start == "auto" else None
-    return Decision(image, chosen, vsock, {"accelerator": why_accelerator, "vsock": why_vsock}, key)
+    why = {"accelerator": why_accelerator, "vsock": why_vsock}
+    return Decision(spec, image, chosen, vsock, why, key)
+
+
+async def decide(spec: VMSpec) -> Decision:
+    """Decides for `spec`; boots the guest's kernel under KVM where nobody knows yet whether that works.
+
+    Raises:
+        HostError: as `decide_now`.
+    """
+    decision = decide_now(spec)
+    if decision is None:
+        from sandbox_kernel.machine import probe
+
+        await probe.choose(spec.accelerator, ImageStore().open(spec.image))
+        decision = decide_now(spec)
+    if decision is None:
+        raise HostError("Whether KVM works could not be kept; make the cache folder writable.")
+    return decision

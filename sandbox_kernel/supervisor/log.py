@@ -7,7 +7,7 @@ import logging.handlers
 import sys
 from pathlib import Path
 
-from sandbox_kernel.machine.transcript import ON_DISK
+from sandbox_kernel.paths import LOG_BYTES
 
 
 class LogFile(logging.handlers.RotatingFileHandler):
@@ -15,7 +15,7 @@ class LogFile(logging.handlers.RotatingFileHandler):
 
     def __init__(self, path: Path) -> None:
         """Opens `path` for this process's log."""
-        super().__init__(path, maxBytes=ON_DISK // 2, backupCount=1)
+        super().__init__(path, maxBytes=LOG_BYTES // 2, backupCount=1)
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._announced = False
 

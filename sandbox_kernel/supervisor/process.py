@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import os
-import resource
 import signal
 import socket
 from collections.abc import Coroutine
@@ -22,47 +21,38 @@ from sandbox_kernel.supervisor.control import (
     from_line,
     to_line,
 )
+from sandbox_kernel.supervisor.first import First
 from sandbox_kernel.supervisor.supervisor import Ending, Supervisor
 
 log = logging.getLogger(__name__)
 
-_NOFILE = 1024
 _CLOSE = 10.0
 _STARTS = ("prepare", "launch")
 _SETTLE_AFTER = 1.0
 """Seconds after a start: the first messages of its clients come first."""
 
 
-def run(control_fd: int) -> int:
+def run(control_fd: int, request: First) -> int:
     """Runs a supervisor until its VM has ended.
 
     Args:
         control_fd: this end of the client's socket.
+        request: the first one, which has been read from there.
 
     Returns:
         The kernel's exit status, to be this process's own.
     """
-    _confine()
-    return asyncio.run(_serve(socket.socket(fileno=control_fd)))
+    return asyncio.run(_serve(socket.socket(fileno=control_fd), request))
 
 
-def _confine() -> None:
-    """What this process may take itself; QEMU inherits it."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    limit = _NOFILE if hard == resource.RLIM_INFINITY else min(_NOFILE, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.umask(0o077)
-
-
-async def _serve(control: socket.socket) -> int:
+async def _serve(control: socket.socket, request: First) -> int:
     loop = asyncio.get_running_loop()
-    supervisor = Supervisor(control.fileno())
+    supervisor = Supervisor(control.fileno(), request.begun)
     loop.add_signal_handler(signal.SIGTERM, lambda: supervisor.end(Ending(0), orderly=True))
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     control.setblocking(False)
     reader, writer = await asyncio.open_unix_connection(sock=control, limit=MAX_LINE)
-    requests = loop.create_task(_answer(reader, writer, supervisor))
+    requests = loop.create_task(_answer(request.line, reader, writer, supervisor))
     either: set[asyncio.Future[Any]] = {supervisor.ended, requests}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     ending = supervisor.ended.result() if supervisor.ended.done() else Ending(1)
@@ -97,11 +87,13 @@ def _watch_client(client_pid: int, supervisor: Supervisor) -> None:
     loop.add_reader(pidfd, gone)
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, supervisor: Supervisor) -> None:
-    """Answers the client's requests in order until it closes its end."""
+async def _answer(
+    line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, supervisor: Supervisor
+) -> None:
+    """Answers the client's requests in order, from the one in `line` on, until it closes its end."""
     launched = False
     try:
-        while line := await reader.readline():
+        while line:
             try:
                 message = from_line(line)
                 op = message.get("op")
@@ -117,6 +109,7 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, su
             await writer.drain()
             if not answer["ok"] and not launched:
                 supervisor.end(Ending(1), orderly=True)
+            line = await reader.readline()
     except (ConnectionError, ValueError):  # gone, or a line beyond MAX_LINE
         pass
     supervisor.end(Ending(0), orderly=True)

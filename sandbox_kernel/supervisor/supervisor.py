@@ -11,12 +11,11 @@ Files and cgroup are then removed by the guardian (jail/guardian.py), which need
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,17 +30,15 @@ from sandbox_kernel.errors import (
     NoSpaceError,
     SandboxKernelError,
     TemplateError,
-    TemplateUnsafeError,
 )
-from sandbox_kernel.image.store import Image
-from sandbox_kernel.machine.machine import Machine, MachinePlan
+from sandbox_kernel.machine.machine import Machine
 from sandbox_kernel.machine.template import make
 from sandbox_kernel.relay.relay import ClientEndpoints, Relay
 from sandbox_kernel.spec import VMSpec
-from sandbox_kernel.supervisor.belongings import Belongings
+from sandbox_kernel.supervisor.beginning import Beginning, begin, boots_instead
 from sandbox_kernel.supervisor.control import LaunchRequest, PrepareRequest, addresses
-from sandbox_kernel.supervisor.decision import decide
-from sandbox_kernel.template.key import TemplateKey
+from sandbox_kernel.supervisor.decision import Decision, decide
+from sandbox_kernel.supervisor.first import Begun
 from sandbox_kernel.template.store import TemplateStore
 from sandbox_kernel.trace import Trace
 
@@ -78,18 +75,25 @@ class Ending:
 class Supervisor:
     """One VM and its kernel."""
 
-    def __init__(self, control_fd: int) -> None:
-        """`control_fd` is the supervisor's end of the client's socket; the guardian holds it, too."""
+    def __init__(self, control_fd: int, begun: Begun | None = None) -> None:
+        """A supervisor for one client.
+
+        Args:
+            control_fd: this end of the client's socket; the guardian holds it, too.
+            begun: what has come of the first request so far.
+        """
         self._control_fd = control_fd
+        self._begun = begun
         self._stack = AsyncExitStack()
-        self._trace = Trace()
+        self._trace = begun.trace if begun is not None else Trace()
         self._relay = Relay()
+        if begun is not None and begun.beginning is not None:
+            self._stack.callback(begun.beginning.abandon)
         self._stack.push_async_callback(self._relay.aclose)
-        self._belongings: Belongings | None = None
+        self._beginning: Beginning | None = None
         self._machine: Machine | None = None
         self._attached: asyncio.Task[None] | None = None
         self._idle: list[asyncio.Task[None]] = []
-        self._prepared: VMSpec | None = None
         self._orderly = False
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         """Resolved when the VM is to end; the caller then calls `close`."""
@@ -104,13 +108,12 @@ class Supervisor:
             SandboxKernelError: as `launch`.
         """
         async with self._in_time(request.spec.boot_timeout):
-            await self._claim(request.id, request.spec)
-            machine = await self._power_on(request.spec)
+            beginning = await self._begin(request.id, request.spec)
+            machine = await self._start_machine(beginning)
             if machine.restored:
                 await self._attach()
                 await machine.agent.rehearse(_configuration(request.spec.processes))
             self._trace.mark("prepared")
-            self._prepared = request.spec.shape
             self._idle = [
                 self._watch(machine.ended, self._on_machine_ended),
                 self._watch(self._relay.failed, self._on_machine_ended),
@@ -127,16 +130,14 @@ class Supervisor:
             ConfigurationError: the VM that is ready is not the one that is asked for.
             SandboxKernelError: with a sentence for the user; the VM's logs are then kept.
         """
-        self._trace.restart(request.began)
-        self._trace.mark("supervisor runs")
         async with self._in_time(request.spec.boot_timeout):
             if self._machine is None:
-                await self._claim(request.id, request.spec)
+                beginning = await self._begin(request.id, request.spec)
                 self._bind(request.connection)
-                machine = await self._power_on(request.spec)
+                machine = await self._start_machine(beginning)
             else:
-                machine = self._machine
-                self._assign(request)
+                self._trace.restart(request.began)
+                machine, beginning = self._machine, self._assign(request)
                 self._bind(request.connection)
             kernel_exit = await self._start_kernel(machine, request)
             self._relay.start()
@@ -147,7 +148,7 @@ class Supervisor:
             self._watch(self._relay.failed, self._on_machine_ended)
             self._watch(kernel_exit, self._on_kernel_exit)
             if not machine.restored:
-                self._task(self._make_template(self._decision.key, self._decision.image))
+                self._task(self._make_template(beginning.decision))
             log.info("started: %s", self._trace.line())
             return self._report()
 
@@ -173,8 +174,8 @@ class Supervisor:
 
     def keep_logs(self) -> None:
         """The logs are named in an error and shall outlive the VM."""
-        if self._belongings is not None:
-            self._belongings.keep_logs()
+        if self._beginning is not None:
+            self._beginning.belongings.keep_logs()
 
     async def close(self) -> None:
         """Tells the truth to whoever waits for an answer, then releases everything; idempotent."""
@@ -202,51 +203,38 @@ class Supervisor:
             self.keep_logs()
             raise
 
-    async def _claim(self, vm: str, spec: VMSpec) -> None:
-        """Decides what the VM is to be and makes what it has on the host."""
-        self._decision = decision = await decide(spec)
-        self._memory = spec.memory
-        self._belongings = Belongings(vm, spec.memory, spec.vcpus, self._control_fd)
-        self._belongings.watch_guardian()
-        for what, why in decision.why.items():
-            log.info("%s %s: %s", what, getattr(decision, what), why)
-        self._trace.mark("decided")
+    async def _begin(self, vm: str, spec: VMSpec) -> Beginning:
+        """Begins the VM, unless that has been done."""
+        if self._begun is not None:
+            beginning = self._begun.take()
+        else:
+            beginning = begin(vm, await decide(spec), self._control_fd, self._trace)
+        self._beginning = beginning
+        self._stack.callback(beginning.abandon)
+        beginning.belongings.watch_guardian(asyncio.get_running_loop())
+        return beginning
 
-    def _assign(self, request: LaunchRequest) -> None:
+    def _assign(self, request: LaunchRequest) -> Beginning:
         """Makes a VM that is ready the one of `request`."""
-        assert self._belongings is not None
-        if request.spec.shape != self._prepared:
+        assert self._beginning is not None
+        if request.spec.shape != self._beginning.decision.spec.shape:
             raise ConfigurationError(
                 "The VM that is ready has another configuration than the kernel asks for; launch a new one."
             )
-        self._belongings.rename(request.id)
+        self._beginning.belongings.rename(request.id)
         log.info("this VM is now %s's", request.id)
+        return self._beginning
 
     def _bind(self, info: Mapping[str, Any]) -> None:
         self._relay.bind(_endpoints(info), info["key"].encode(), info["signature_scheme"])
         self._trace.mark("endpoints bound")
 
-    async def _power_on(self, spec: VMSpec) -> Machine:
-        decision, belongings = self._decision, self._belongings
-        assert belongings is not None
-        template = TemplateStore().open(decision.key) if decision.key is not None else None
-        plan = MachinePlan(
-            decision.image,
-            spec.memory,
-            spec.vcpus,
-            decision.accelerator,
-            decision.vsock,
-            spec.boot_timeout,
-            belongings.logs,
-            belongings.cgroup,
-            template,
-        )
-        return await self._start_machine(plan)
-
     def _report(self) -> dict[str, Any]:
-        decision, machine = self._decision, self._machine
+        machine = self._machine
         assert machine is not None
-        how = "cold" if not machine.restored else "restored" if self._prepared is None else "pooled"
+        assert self._beginning is not None
+        decision = self._beginning.decision
+        how = "cold" if not machine.restored else "pooled" if self._idle else "restored"
         return {
             "accelerator": [decision.accelerator, decision.why["accelerator"]],
             "vsock": [decision.vsock, decision.why["vsock"]],
@@ -257,28 +245,27 @@ class Supervisor:
             "trace": self._trace.phases,
         }
 
-    async def _start_machine(self, plan: MachinePlan) -> Machine:
-        """Restores a VM; boots it when there is no template, or none that is of any use."""
-        self._machine = machine = Machine(plan, self._trace)
+    async def _start_machine(self, beginning: Beginning) -> Machine:
+        """Takes over a VM that has been begun; boots another one if its template is of no use."""
+        self._machine = machine = Machine(beginning.ignition, self._trace)
         self._stack.push_async_callback(machine.stop)
         try:
             await machine.start()
         except TemplateError as error:
-            assert plan.template is not None
-            log.warning("%s The kernel boots instead.", error)
-            if not isinstance(error, TemplateUnsafeError):
-                with suppress(HostError):
-                    TemplateStore().remove(plan.template.digest)
-            return await self._start_machine(dataclasses.replace(plan, template=None))
+            template = beginning.ignition.plan.template
+            assert template is not None
+            boots_instead(error, template)
+            beginning.again(self._trace)
+            return await self._start_machine(beginning)
         return machine
 
-    async def _make_template(self, key: TemplateKey | None, image: Image) -> None:
+    async def _make_template(self, decision: Decision) -> None:
         """Makes the template that this kernel lacked, for the next one: later, and after everything else."""
         await asyncio.sleep(_TEMPLATE_AFTER)
-        if key is None or TemplateStore().open(key) is not None:
+        if decision.key is None or TemplateStore().open(decision.key) is not None:
             return
         try:
-            made = await make(TemplateStore(), key, image, timeout=_TEMPLATE_TIMEOUT)
+            made = await make(TemplateStore(), decision.key, decision.image, timeout=_TEMPLATE_TIMEOUT)
             log.info("template %s", "is being made by somebody else" if made is None else made.digest)
         except SandboxKernelError as error:
             log.warning("%s", error)
@@ -361,7 +348,7 @@ class Supervisor:
         """Why the kernel is dead, for the user whose cell was running."""
         if ended.out_of_memory:
             return (
-                f"The kernel was killed because the memory limit of {self._memory} MiB was reached; "
+                f"The kernel was killed because the memory limit of {self._memory()} MiB was reached; "
                 "use less, or raise `memory`."
             )
         return f"The kernel's process {ended.how()}; restart it to go on."
@@ -398,9 +385,13 @@ class Supervisor:
         self._stack.push_async_callback(finish)
         return task
 
+    def _memory(self) -> int:
+        """MiB of the guest's RAM."""
+        return self._beginning.decision.spec.memory if self._beginning is not None else 0
+
     def _logs(self) -> str:
         """Folder of the VM's logs; empty when there is none yet."""
-        return str(self._belongings.logs) if self._belongings is not None else ""
+        return str(self._beginning.belongings.logs) if self._beginning is not None else ""
 
     def _evidence(self) -> str:
         console = self._machine.console_tail() if self._machine is not None else ""

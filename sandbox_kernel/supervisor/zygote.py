@@ -17,8 +17,11 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 
 from sandbox_kernel.errors import HostError
+from sandbox_kernel.supervisor import first
+from sandbox_kernel.supervisor.first import First
 from sandbox_kernel.supervisor.handle import SupervisorHandle
 from sandbox_kernel.supervisor.lifeline import Ward
 
@@ -95,21 +98,22 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             requests.close()
-            _become(process, fds[0])
+            _become(process.run, fds[0])
         os.close(fds[0])
         pidfd = os.pidfd_open(pid)
         socket.send_fds(requests, [str(pid).encode()], [pidfd])
         os.close(pidfd)
 
 
-def _become(process: object, control_fd: int) -> None:
+def _become(run: Callable[[int, First], int], control_fd: int) -> None:
     """In the child: turns into a supervisor, and never comes back."""
     status = 1
     try:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.set_inheritable(control_fd, True)  # as for one that was executed: its guardian holds it, too
-        status = process.run(control_fd)  # type: ignore[attr-defined]
+        first.confine()
+        status = run(control_fd, first.receive(control_fd))
     except BaseException:
         traceback.print_exc()
     finally:

@@ -4,8 +4,8 @@ Theory of operation. QEMU is given `-device vhost-vsock-pci,guest-cid=CID`, and 
 A stream to the guest is an AF_VSOCK socket. The CID is known to the whole host: two VMs may not have the
 same one.
 
-Rule: nothing here connects unless `unavailable` has said None. Without vhost-vsock a kernel that is a guest
-itself sends connections to its own hypervisor, whatever the CID.
+Rule: nothing here connects unless `reservation.unavailable` has said None. Without vhost-vsock a kernel that
+is a guest itself sends connections to its own hypervisor, whatever the CID.
 """
 
 from __future__ import annotations
@@ -13,33 +13,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
-import os
 import socket
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 from sandbox_kernel.errors import GuestProtocolError
 
-DEVICE: Final = Path("/dev/vhost-vsock")
 _CONNECT_TIMEOUT: Final = 6
 """SO_VM_SOCKETS_CONNECT_TIMEOUT of linux/vm_sockets.h, which Python has no name for."""
 _REFUSALS: Final = {errno.ECONNRESET, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENODEV}
 """What connect says when nobody listens, the guest's driver is not up, or there is no such guest."""
-
-
-def unavailable() -> str | None:
-    """Why the kernel's vsock cannot be used on this machine; None when it can."""
-    try:
-        socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
-    except OSError as error:
-        return f"this kernel has no AF_VSOCK ({error.strerror}); modprobe vhost_vsock"
-    if not DEVICE.exists():
-        return f"{DEVICE} is missing; modprobe vhost_vsock"
-    if not os.access(DEVICE, os.R_OK | os.W_OK):
-        return f"{DEVICE} may not be opened by this user; add them to the group that owns it"
-    return None
 
 
 def set_connect_timeout(sock: socket.socket, timeout: float) -> None:

@@ -1,4 +1,4 @@
-"""A CID of one's own on a host whose kernel does vsock.
+"""Whether the host's kernel does vsock, and a CID of one's own there.
 
 All VMs of a host share one space of CIDs. The kernel tells whether one is free when it is claimed on an open
 `/dev/vhost-vsock` (ioctl VHOST_VSOCK_SET_GUEST_CID, linux/vhost.h), and the claim lasts as long as that
@@ -11,15 +11,30 @@ import errno
 import fcntl
 import os
 import random
+import socket
+from pathlib import Path
 from typing import IO, Final
 
 from sandbox_kernel.errors import HostError
-from sandbox_kernel.vsock.kernel import DEVICE
 
+DEVICE: Final = Path("/dev/vhost-vsock")
 _SET_GUEST_CID: Final = 0x4008AF60  # _IOW(0xAF, 0x60, __u64)
 _FIRST: Final = 3  # 0 to 2 are the hypervisor, local and the host (vsock(7))
 _LAST: Final = (1 << 31) - 1
 _ATTEMPTS: Final = 32
+
+
+def unavailable() -> str | None:
+    """Why the kernel's vsock cannot be used on this machine; None when it can."""
+    try:
+        socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
+    except OSError as error:
+        return f"this kernel has no AF_VSOCK ({error.strerror}); modprobe vhost_vsock"
+    if not DEVICE.exists():
+        return f"{DEVICE} is missing; modprobe vhost_vsock"
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        return f"{DEVICE} may not be opened by this user; add them to the group that owns it"
+    return None
 
 
 def reserve_cid() -> tuple[IO[bytes], int]:

@@ -40,14 +40,21 @@ class UserspaceVsock:
     """The host's end of one VM's vsock as a vhost-user device; see `vsock.host.VsockHost`."""
 
     def __init__(
-        self, cid: int, *, limits: Limits | None = None, open_memory: MemoryOpener = MappedMemory
+        self,
+        cid: int,
+        *,
+        limits: Limits | None = None,
+        open_memory: MemoryOpener = MappedMemory,
+        connection: socket.socket | None = None,
     ) -> None:
         """Begin to serve, in the running event loop.
 
         Args:
             cid: the guest's context id, from 3 to 2**32 - 2. Any will do: it is known in this VM alone.
-            limits: what the guest's streams may cost; the defaults when None.
-            open_memory: how guest memory is reached; see also `reach_memory_of`.
+            limits: what the guest's streams may cost; the defaults when None. open_memory: how guest memory
+            is reached; see also `reach_memory_of`. connection: our end of a socketpair whose other end QEMU
+            has; when None, `qemu_socket` is the other
+                end of a new one.
 
         Raises:
             ValueError: the cid is reserved or not a 32-bit number.
@@ -57,8 +64,10 @@ class UserspaceVsock:
         self._loop = asyncio.get_running_loop()
         self._failed: asyncio.Future[GuestProtocolError] = self._loop.create_future()
         self._open_memory = open_memory
-        ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._channel = Channel(ours)
+        self._theirs: socket.socket | None = None
+        if connection is None:
+            connection, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._channel = Channel(connection)
         self._device = Device(Muxer(cid, limits))
         rings = [Ring(RECEIVE_QUEUE, MAX_CHAIN), Ring(TRANSMIT_QUEUE, MAX_CHAIN)]
         config = cid.to_bytes(8, "little")
@@ -81,6 +90,7 @@ class UserspaceVsock:
         It is made non-inheritable; pass its number by `pass_fds`. Close it once QEMU runs, so that the end of
         QEMU is the end of the connection.
         """
+        assert self._theirs is not None, "the connection was given"
         return self._theirs
 
     def reach_memory_of(self, pid: int) -> None:
@@ -194,7 +204,8 @@ class UserspaceVsock:
         self._backend.close()
         self._device.close()
         self._channel.close()
-        self._theirs.close()
+        if self._theirs is not None:
+            self._theirs.close()
 
 
 def _check_port(port: int) -> None:

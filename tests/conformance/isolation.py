@@ -15,10 +15,11 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from sandbox_kernel import paths
 from tests.conformance import leftovers, outcome
@@ -31,9 +32,13 @@ _DROPPED = ("JUPYTER", "JPY_", "IPYTHON", "IPYKERNEL", "PYTHON", "PYTEST", "VIRT
 _PROVISIONER = {
     "microvm": "microvm-provisioner",
     "cold": "microvm-provisioner",
+    "pooled": "microvm-provisioner",
     "stock": "local-provisioner",
 }
-_KERNEL = {"microvm": "python3-microvm", "cold": "python3-microvm", "stock": "python3"}
+_MICROVM = "python3-microvm"
+_KERNEL = {"microvm": _MICROVM, "cold": _MICROVM, "pooled": _MICROVM, "stock": "python3"}
+_WAITING = 2
+_POOL_PATIENCE = 60.0
 TARGETS = tuple(_PROVISIONER)
 
 
@@ -42,7 +47,8 @@ class Choice:
     """What was asked for on the command line.
 
     Attributes:
-        target: `microvm` (restored), `cold` (a micro-VM that boots) or `stock`.
+        target: `microvm` (restored), `cold` (a micro-VM that boots), `pooled` (from a pool, as far as its VMs
+            go; the others are forked by it and restored) or `stock`.
         keyword: pytest's `-k`; empty for all tests.
         timeout: seconds per test instead of the suite's own; 0 for the suite's own.
         patience: factor on client waits instead of the suite's own; 0 for the suite's own.
@@ -92,12 +98,13 @@ def run(suite: Suite, archive: Path, python: Path, choice: Choice, image: str) -
             str(choice.patience or suite.patience),
             *arguments(suite, python, choice, junit.resolve()),
         ]
+        variables = environment(os.environ, folder, python, choice.target, image)
         started = time.monotonic()
-        with log.open("w") as output:
+        with log.open("w") as output, _pool(python, variables, choice.target, output):
             process = subprocess.Popen(
                 command,
                 cwd=root,
-                env=environment(os.environ, folder, python, choice.target, image),
+                env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -115,6 +122,36 @@ def run(suite: Suite, archive: Path, python: Path, choice: Choice, image: str) -
             shutil.copytree(vms, choice.output / f"{suite.name}.vms", dirs_exist_ok=True)
     lines = reports.read_text().splitlines() if reports.exists() else []
     return Run(outcome.read_reports(lines), seconds, left, log)
+
+
+@contextmanager
+def _pool(python: Path, variables: Mapping[str, str], target: str, log: TextIO) -> Iterator[None]:
+    """A pool of the suite's own, for the target that wants one; what it gave stands in the log."""
+    if target != "pooled":
+        yield
+        return
+    command = [str(python), "-P", "-m", "sandbox_kernel.cli.main", "pool"]
+    pool = subprocess.Popen(
+        [*command, "--size", f"{_MICROVM}={_WAITING}"], env=variables, stdout=log, stderr=log
+    )
+    try:
+        deadline = time.monotonic() + _POOL_PATIENCE
+        while _said(command, variables).count(" ready ") < _WAITING:
+            if pool.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("The pool of the suite did not come up; its log is the suite's.")
+            time.sleep(0.2)
+        yield
+        log.write(f"\nThe pool: {_said(command, variables)}")
+        log.flush()
+    finally:
+        pool.terminate()
+        pool.wait(_POOL_PATIENCE)
+
+
+def _said(command: list[str], variables: Mapping[str, str]) -> str:
+    """What `pool status` says."""
+    done = subprocess.run([*command, "status"], env=variables, capture_output=True, text=True, check=False)
+    return done.stdout
 
 
 def arguments(suite: Suite, python: Path, choice: Choice, junit: Path) -> list[str]:

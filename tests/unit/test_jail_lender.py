@@ -15,6 +15,7 @@ import pytest
 from sandbox_kernel.errors import TemplateUnsafeError
 from sandbox_kernel.jail import lender as module
 from sandbox_kernel.jail.bubblewrap import Jail
+from sandbox_kernel.jail.cgroup import Cgroup
 from sandbox_kernel.jail.lender import Lender
 from sandbox_kernel.machine.spawn import spawn
 
@@ -216,7 +217,7 @@ def test_a_host_that_refuses_runs_no_jail(file: Path, monkeypatch: pytest.Monkey
     before = descriptors()
     jail = Jail(Path("/bin/true"), Path("/bin/true"), file.parent)
     with pytest.raises(TemplateUnsafeError, match=r"\(seccomp: Operation not permitted\); install QEMU 8\.2"):
-        spawn(jail, ["x"], (), Lender(PurePosixPath(file)))
+        spawn(jail, ["x"], (), Cgroup(()), lender=Lender(PurePosixPath(file)))
     assert descriptors() == before
 
 
@@ -228,4 +229,10 @@ def test_a_bubblewrap_that_is_set_uid_root_cannot_be_used(
     bwrap.chmod(0o4755)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(TemplateUnsafeError, match="is set-uid root"):
-        spawn(Jail(bwrap, Path("/bin/true"), tmp_path), ["x"], (), Lender(PurePosixPath(file)))
+        spawn(
+            Jail(bwrap, Path("/bin/true"), tmp_path),
+            ["x"],
+            (),
+            Cgroup(()),
+            lender=Lender(PurePosixPath(file)),
+        )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_kernel.vsock import kernel
+from sandbox_kernel.vsock import kernel, reservation
 from sandbox_kernel.vsock.kernel import KernelVsock
 
 
@@ -109,7 +109,7 @@ async def test_after_closing_nothing_connects(tmp_path: Path) -> None:
 def test_the_reason_why_it_is_unavailable_names_the_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel, "DEVICE", tmp_path / "vhost-vsock")
-    reason = kernel.unavailable()
+    monkeypatch.setattr(reservation, "DEVICE", tmp_path / "vhost-vsock")
+    reason = reservation.unavailable()
     assert reason is not None
     assert "modprobe vhost_vsock" in reason

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from sandbox_kernel.paths import log_dir
-from tests.microvm import READY, microvm, traces, until
+from tests.microvm import READY, alive, microvm, traces, until
 
 LIMIT = 2.0
 """Seconds within which everything of a killed kernel must be gone (SPECIFICATION.md, 'Clean-up')."""
@@ -97,7 +97,7 @@ def test_a_client_killed_while_its_kernel_starts_leaves_nothing(installed: None,
     everyone = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert until(lambda: not [p for p in everyone if p.is_running()], LIMIT)
+    assert until(lambda: not alive(everyone), LIMIT), alive(everyone)
     assert until(lambda: not _new_leftovers(before), LIMIT), _new_leftovers(before)
 
 

@@ -23,7 +23,7 @@ from sandbox_kernel.host import template as host
 from sandbox_kernel.image.progress import Silent
 from sandbox_kernel.pool import client
 from sandbox_kernel.spec import VMSpec
-from tests.microvm import READY, Kernel, microvm, traces, until
+from tests.microvm import READY, Kernel, alive, microvm, traces, until
 from tests.vm.test_cleanup import CLIENT, LIMIT
 from tests.vm.test_template import SOURCES
 
@@ -157,10 +157,6 @@ def test_an_exit_status_reaches_a_client_that_is_not_the_parent(pool: Pool) -> N
 def family(pool: Pool) -> list[psutil.Process]:
     top = psutil.Process(pool.process.pid)
     return [top, *top.children(recursive=True)]
-
-
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_killed_pool_leaves_running_kernels_alone_and_no_orphan(pool: Pool) -> None:
