@@ -11,7 +11,7 @@ help:
 	@echo "make demo         run notebooks/hello.ipynb in a micro-VM"
 	@echo "make test         everything CI runs: lint, types, layers, unit, VM, quick conformance, leftovers"
 	@echo "make conformance  the suites of Jupyter's own projects against the micro-VM"
-	@echo "make bench        plain ipykernel and the micro-VM side by side"
+	@echo "make bench        plain ipykernel and the micro-VM side by side, and how many fit (15 minutes)"
 	@echo "make fuzz         long property runs of what parses a guest's bytes"
 
 env: .venv/.installed
@@ -53,7 +53,8 @@ conformance: setup
 	$(BIN)/python -m tests.conformance
 
 bench: setup
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench --trace
+	$(BIN)/python -m bench.density --picture docs/density.png
 
 fuzz: env
 	$(BIN)/python -m pytest -m fuzz tests/fuzz

@@ -16,13 +16,14 @@ from jupyter_client.kernelspec import KernelSpecManager
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import figures, machine, report
+from bench import figures, machine, phases, report
 from bench.figures import Sample
-from bench.kernel import COLD, KernelTrouble, started
+from bench.kernel import COLD, POOLED, KernelTrouble, started, variant
 from bench.measures import ORDER
+from bench.pool import PoolTrouble
 from sandbox_kernel.errors import SandboxKernelError
 
-KERNELS = ("python3", "python3-microvm", f"python3-microvm{COLD}")
+KERNELS = ("python3", "python3-microvm", f"python3-microvm{POOLED}", f"python3-microvm{COLD}")
 DEVICE = "vsock-device"
 _DEVICE_PATIENCE = 600.0
 _OF_A_START = ("start", "memory-at-ready")
@@ -34,11 +35,13 @@ class Found:
 
     Attributes:
         samples: by kernel.
+        traces: of each start of a VM, seconds by phase, by kernel.
         accelerator: that a micro-VM reported; empty when none did.
         troubles: a sentence for each turn that did not come to its end.
     """
 
     samples: dict[str, list[Sample]]
+    traces: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     accelerator: str = ""
     troubles: list[str] = field(default_factory=list)
 
@@ -48,26 +51,34 @@ class Found:
     "--kernel",
     "names",
     multiple=True,
-    help=f"A kernelspec, with {COLD!r} behind it for a VM that boots; the first is the yardstick.",
+    help=f"A kernelspec, with {COLD!r} behind it for a VM that boots, {POOLED!r} for one of a pool; "
+    "the first is the yardstick.",
 )
 @click.option("--repeat", type=click.IntRange(1, 100), default=3, show_default=True, help="Turns per kernel.")
 @click.option("--only", multiple=True, type=click.Choice([*ORDER, DEVICE]), help="Only this measure.")
+@click.option("--trace", is_flag=True, help="Print the phases of a VM's start, too.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
 @click.option("--markdown", is_flag=True, help="Print the README's table instead of the terminal's.")
 def main(
-    names: tuple[str, ...], repeat: int, only: tuple[str, ...], json_file: Path | None, markdown: bool
+    names: tuple[str, ...],
+    repeat: int,
+    only: tuple[str, ...],
+    trace: bool,
+    json_file: Path | None,
+    markdown: bool,
 ) -> None:
     """Measures the plain kernel and the micro-VM kernel side by side."""
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console = Console() if sys.stdout.isatty() else Console(width=180)
     chosen = names or KERNELS
     known = KernelSpecManager().find_kernel_specs()
-    if missing := [name for name in chosen if name.removesuffix(COLD) not in known]:
+    if missing := [kernelspec for kernelspec, _ in map(variant, chosen) if kernelspec not in known]:
         raise click.ClickException(
             f"There is no kernelspec {missing[0]!r}; `sandbox-kernel setup` installs python3-microvm, "
             "`python -m ipykernel install --sys-prefix` installs python3."
         )
     wanted = [name for name in ORDER if not only or name in only]
     found = _measure(_labels(chosen), wanted, repeat) if wanted else Found({})
+    starts = {label: phases.summarise(traces) for label, traces in found.traces.items()}
     device = None
     if not only or DEVICE in only:
         try:
@@ -80,10 +91,13 @@ def main(
         click.echo(report.markdown(kernels, where, repeat))
     elif kernels:
         console.print(report.table(kernels, where))
+    for label, reached in starts.items() if trace else ():
+        console.print(phases.table(label, reached))
     for line in report.device_lines(device or {}):
         console.print(line, highlight=False, soft_wrap=True)
     if json_file is not None:
-        document = report.document(kernels, where, repeat, device) | {"troubles": found.troubles}
+        document = report.document(kernels, where, repeat, device)
+        document |= {"phases": phases.document(starts), "troubles": found.troubles}
         json_file.write_text(json.dumps(document, indent=2) + "\n")
     for trouble in found.troubles:
         click.echo(trouble, err=True)
@@ -109,19 +123,20 @@ def _measure(labels: dict[str, str], wanted: Sequence[str], repeat: int) -> Foun
                 measure = "start"
                 try:
                     with started(name) as turn:
-                        told = getattr(turn.manager.provisioner, "report", {}).get("accelerator")
-                        found.accelerator = told[0] if told else found.accelerator
+                        found.accelerator = turn.accelerator or found.accelerator
+                        if turn.phases:
+                            found.traces.setdefault(label, []).append(turn.phases)
                         for measure in _measures_of(name, wanted):
                             found.samples[label] += ORDER[measure](turn)
-                except (KernelTrouble, SandboxKernelError, RuntimeError, OSError) as error:
+                except (KernelTrouble, PoolTrouble, SandboxKernelError, RuntimeError, OSError) as error:
                     found.troubles.append(f"{label}, turn {number}, {measure}: {error}")
                 progress.advance(task)
     return found
 
 
 def _measures_of(name: str, wanted: Sequence[str]) -> list[str]:
-    """A kernel that booted differs from one that was restored in its start and its memory alone."""
-    return [measure for measure in wanted if not name.endswith(COLD) or measure in _OF_A_START]
+    """A VM that booted or waited differs from one that was restored in its start and its memory alone."""
+    return [m for m in wanted if not name.endswith((COLD, POOLED)) or m in _OF_A_START]
 
 
 def _device() -> dict[str, Any]:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import zmq
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
+from bench import pool
+
 DEADLINE = 120.0
 """Seconds that any single wait may take; a benchmark that hangs says so."""
 
-
 COLD = ", cold"
+POOLED = ", pooled"
+WAYS = {COLD: "cold", POOLED: "pooled"}
+"""How a VM starts, by what is put behind the kernelspec's name; without, it is restored from a template."""
 START = "SANDBOX_KERNEL_START"
+_FIXES = {
+    "cold": "the kernelspec must not set start",
+    "restored": "`sandbox-kernel template build` makes the template",
+    "pooled": "the client's log tells why the pool's was of no use",
+}
 
 
 class KernelTrouble(Exception):
@@ -45,6 +54,21 @@ class Turn:
     first_reply: float = 0.0
     ready: float = 0.0
     over: bool = field(default=False)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What the provisioner tells of the VM; nothing for a kernel without one."""
+        return dict(getattr(self.manager.provisioner, "report", {}))
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds from the client's request until each phase of a VM's start was done; see `phases`."""
+        return dict(self.report.get("trace", {}))
+
+    @property
+    def accelerator(self) -> str:
+        """What the VM runs with; empty for a kernel without a VM."""
+        return str(self.report.get("accelerator", [""])[0])
 
     @property
     def root(self) -> int:
@@ -116,38 +140,63 @@ class Turn:
 def started(name: str) -> Iterator[Turn]:
     """A kernel, ready; ended at the end, unless a measure did.
 
+    No pool of the user's is found meanwhile; for `POOLED` one of the bench's own has a VM ready.
+
     Args:
-        name: a kernelspec's, with `COLD` behind it for a VM that boots instead of being restored.
+        name: a kernelspec's, with `COLD` or `POOLED` behind it; see `variant`.
+
+    Raises:
+        KernelTrouble: the kernel did not start in the way that `name` says.
     """
-    manager = KernelManager(kernel_name=name.removesuffix(COLD))
-    with _environment({START: "cold"} if name.endswith(COLD) else {}):
+    kernelspec, way = variant(name)
+    manager = KernelManager(kernel_name=kernelspec)
+    with ExitStack() as stack:
+        stack.enter_context(pool.no_pool())
+        stack.enter_context(pool.environment({START: "cold" if way == "cold" else "auto"}))
+        if way == "pooled":
+            stack.enter_context(pool.running(kernelspec))
         began = time.monotonic()
         manager.start_kernel(stderr=subprocess.DEVNULL)  # a plain kernel's warnings would break the table
-    client = manager.blocking_client()
-    turn = Turn(manager, client, began)
-    try:
-        client.start_channels()
-        client.kernel_info(reply=True, timeout=DEADLINE)
-        turn.first_reply = time.monotonic() - began
-        client.wait_for_ready(timeout=DEADLINE)
-        turn.ready = time.monotonic() - began
-        yield turn
-    finally:
-        client.stop_channels()
-        if not turn.over:
-            manager.shutdown_kernel(now=True)
+        client = manager.blocking_client()
+        turn = Turn(manager, client, began)
+        try:
+            client.start_channels()
+            client.kernel_info(reply=True, timeout=DEADLINE)
+            turn.first_reply = time.monotonic() - began
+            client.wait_for_ready(timeout=DEADLINE)
+            turn.ready = time.monotonic() - began
+            expect(turn.report, way)
+            yield turn
+        finally:
+            client.stop_channels()
+            if not turn.over:
+                manager.shutdown_kernel(now=True)
 
 
-@contextmanager
-def _environment(changes: dict[str, str]) -> Iterator[None]:
-    """This process's environment with `changes`, for a moment."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
+def variant(name: str) -> tuple[str, str]:
+    """The kernelspec of `name`, and how its VM is to start: `cold`, `pooled`, otherwise `restored`."""
+    for ending in WAYS:
+        if name.endswith(ending):
+            return name.removesuffix(ending), WAYS[ending]
+    return name, "restored"
+
+
+def expect(report: Mapping[str, Any], way: str) -> None:
+    """Sees to it that a VM started as it was to; a kernel without a VM has no report.
+
+    Args:
+        report: the provisioner's.
+        way: `cold`, `restored` or `pooled`.
+
+    Raises:
+        KernelTrouble: it did not; with what the VM's log says of that.
+    """
+    told = report.get("start", way)
+    if told == way:
+        return
     try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        log = Path(report.get("logs", ""), "supervisor.log").read_text()
+    except OSError:
+        log = ""
+    said = [line.partition("WARNING ")[2] for line in log.splitlines() if " WARNING " in line]
+    raise KernelTrouble(f"The kernel was {told} instead of {way} ({said[-1] if said else _FIXES[way]}).")

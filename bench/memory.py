@@ -12,6 +12,9 @@ What counts, from `/proc/PID/smaps` (proc(5)):
   divided by the number of processes that map it, so over the group a page counts once, also when only one
   process has touched it.
 
+A VM of a pool has a supervisor that is a fork of the pool's zygote. It counts like any other; the pages of
+the interpreter that it still shares with the zygote and its other children do not count, nor does the zygote.
+
 What does not count: page tables and other memory of the host's kernel, and the host's page cache for the
 image that all VMs share. The guest's own page cache is RAM of the guest and counts.
 """
@@ -88,17 +91,51 @@ def group(root: int) -> list[psutil.Process]:
     return [top, *top.children(recursive=True)]
 
 
+def families(roots: Iterable[int]) -> list[int]:
+    """The processes `roots` and everything below them, as process ids."""
+    below: dict[int, list[int]] = {}
+    for process in psutil.process_iter(["ppid"]):
+        below.setdefault(process.info["ppid"], []).append(process.pid)
+    found = list(roots)
+    for pid in found:
+        found += below.get(pid, [])
+    return found
+
+
+def own(pid: int) -> float:
+    """MiB that count for the process `pid`; 0 when it has ended.
+
+    Raises:
+        PermissionError: it may not be looked at.
+    """
+    try:
+        return unique([parse_smaps(Path(f"/proc/{pid}/smaps").read_text())])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+
+
+def share(pid: int) -> float:
+    """MiB of the process `pid`, its share of what several processes map included (Pss); 0 when it has ended.
+
+    Raises:
+        PermissionError: it may not be looked at.
+    """
+    try:
+        return parse_rollup(Path(f"/proc/{pid}/smaps_rollup").read_text())
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+
+
+def parse_rollup(text: str) -> float:
+    """MiB of `Pss` and `SwapPss` in the text of a `/proc/PID/smaps_rollup`."""
+    lines = [line.split() for line in text.splitlines()]
+    return sum(int(line[1]) for line in lines if line[0] in ("Pss:", "SwapPss:")) / _MIB
+
+
 def measure(root: int) -> dict[str, float]:
     """MiB by process, `name pid`, of the kernel whose provisioner names `root`.
 
     Raises:
         PermissionError: a process of the group may not be looked at.
     """
-    found = {}
-    for process in group(root):
-        try:
-            text = Path(f"/proc/{process.pid}/smaps").read_text()
-        except FileNotFoundError:  # ended since the group was listed
-            continue
-        found[f"{process.name()} {process.pid}"] = unique([parse_smaps(text)])
-    return found
+    return {f"{process.name()} {process.pid}": own(process.pid) for process in group(root)}

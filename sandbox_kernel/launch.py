@@ -4,7 +4,7 @@ VS Code and others ignore a kernelspec's `kernel_provisioner` and run its argv. 
 the VM behind the endpoints of the connection file that the client wrote, forwards signals, and ends with
 the kernel's exit status. It never runs a kernel on the host.
 
-    python -m sandbox_kernel.launch -f FILE [--kernelspec NAME] [-- GUEST COMMAND…]
+    python -m sandbox_kernel.launch -f FILE [--kernelspec NAME] [--trace] [-- GUEST COMMAND…]
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sandbox_kernel.provisioner.command import LAUNCHER, guest_argv
 from sandbox_kernel.spec import forwarded
 from sandbox_kernel.supervisor.control import LaunchRequest
 from sandbox_kernel.supervisor.handle import SupervisorHandle
-from sandbox_kernel.trace import summary
+from sandbox_kernel.trace import lines, summary
 
 _FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -34,18 +34,21 @@ _FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("-f", "file", required=True, help="Connection file, written by the client.")
 @click.option("--kernelspec", help="Kernelspec whose configuration of the VM is to be used.")
+@click.option("--trace", is_flag=True, help="Print when each phase of the start was done, to stderr.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def main(file: str, kernelspec: str | None, command: tuple[str, ...]) -> None:
+def main(file: str, kernelspec: str | None, trace: bool, command: tuple[str, ...]) -> None:
     """Boots a micro-VM and runs a kernel in it behind the endpoints of a connection file."""
     try:
-        sys.exit(run(Path(file), kernelspec, command))
+        sys.exit(run(Path(file), kernelspec, command, trace))
     except SandboxKernelError as error:
         click.echo(str(error), err=True)
         sys.exit(1)
 
 
-def run(file: Path, kernelspec: str | None, command: tuple[str, ...]) -> int:
+def run(file: Path, kernelspec: str | None, command: tuple[str, ...], trace: bool = False) -> int:
     """Launches, forwards signals, waits; returns the kernel's exit status.
+
+    With `trace` the phases of the start go to stderr, one a line, when the kernel is up.
 
     Raises:
         SandboxKernelError: the VM could not be had; the kernel is then not run at all.
@@ -70,6 +73,8 @@ def run(file: Path, kernelspec: str | None, command: tuple[str, ...]) -> int:
     report = _launch(request, handles)
     handle = handles[-1]
     print(f"The kernel runs in a micro-VM ({summary(report['trace'])}).", file=sys.stderr, flush=True)
+    if trace:
+        print(*lines(report["trace"]), sep="\n", file=sys.stderr, flush=True)
     for number in _FORWARDED_SIGNALS:
         signal.signal(number, lambda got, _: threading.Thread(target=handle.signal, args=(got,)).start())
     status = handle.wait()

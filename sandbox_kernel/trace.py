@@ -31,3 +31,12 @@ class Trace:
 def summary(phases: dict[str, float]) -> str:
     """Phases on one line, for a log: `QEMU started 0.061 s · QEMU answered 0.108 s`."""
     return " · ".join(f"{phase} {seconds:.3f} s" for phase, seconds in phases.items())
+
+
+def lines(phases: dict[str, float]) -> list[str]:
+    """Phases, each on a line of its own: seconds until it was done, and since the one before."""
+    made, before = [], 0.0
+    for phase, seconds in phases.items():
+        made.append(f"{seconds:9.4f} s  {seconds - before:+9.4f} s  {phase}")
+        before = seconds
+    return made

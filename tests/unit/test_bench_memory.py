@@ -120,3 +120,19 @@ def test_a_group_is_a_process_and_everything_below_it(request: pytest.FixtureReq
     assert child.stdin is not None
     child.stdin.close()
     assert names == {"sh", "sleep"}
+
+
+def test_a_rollup_counts_shares_and_what_is_swapped_out() -> None:
+    assert memory.parse_rollup(smaps("5500-7fff ---p 00000000 00:00 0    [rollup]", pss=500, swap=12)) == 0.5
+
+
+def test_families_are_all_processes_below_the_roots() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert child.pid in memory.families([os.getpid()])
+        assert memory.families([child.pid]) == [child.pid]
+        assert memory.share(child.pid) > 0
+        assert memory.own(child.pid) > 0
+    finally:
+        child.communicate(b"\n")
+    assert (memory.own(child.pid), memory.share(child.pid)) == (0.0, 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from sandbox_kernel.trace import Trace, summary
+from sandbox_kernel.trace import Trace, lines, summary
 
 
 def test_phases_count_from_the_beginning_in_order() -> None:
@@ -34,3 +34,11 @@ def test_a_trace_begins_anew_for_the_kernel_of_a_vm_that_waited() -> None:
 
 def test_a_summary_is_one_line() -> None:
     assert summary({"one": 0.1234, "two": 2.0}) == "one 0.123 s · two 2.000 s"
+
+
+def test_phases_one_a_line_with_what_passed_since_the_one_before() -> None:
+    assert [line.split() for line in lines({"decided": 0.0125, "QEMU started": 0.0725})] == [
+        ["0.0125", "s", "+0.0125", "s", "decided"],
+        ["0.0725", "s", "+0.0600", "s", "QEMU", "started"],
+    ]
+    assert lines({}) == []

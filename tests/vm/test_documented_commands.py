@@ -220,6 +220,28 @@ def write_unit(command: str, folder: Path) -> None:
     assert unit["Install"]["WantedBy"] == "default.target"
 
 
+def make_bench(command: str, folder: Path) -> None:
+    said = run(f"{command} --dry-run", ROOT)
+    assert "-m bench --trace" in said
+    assert "-m bench.density --picture docs/density.png" in said
+
+
+def bench(command: str, folder: Path) -> None:
+    """One turn; in a checkout, but with files written elsewhere."""
+    said = run(f"{command} --repeat 1", folder, PYTHONPATH=str(ROOT))
+    for variant in ("python3-microvm", "python3-microvm, pooled", "python3-microvm, cold"):
+        assert f"start of {variant}\n" in re.sub(" +\n", "\n", said)
+    assert said.count("kernel connected") == 3
+
+
+def bench_density(command: str, folder: Path) -> None:
+    """A crowd of two."""
+    said = run(f"{command} --counts 1,2 --most 2 --starts-at-once 2", folder, PYTHONPATH=str(ROOT))
+    assert said.count("2 starts of python3") == 2
+    assert said.count("2 have answered 1+1 with 2") == 2
+    assert (folder / "density.png").read_bytes().startswith(b"\x89PNG")
+
+
 CHECKS: dict[str, Callable[[str, Path], None]] = {
     "make demo": make_demo,
     "make test": make_test,
@@ -236,6 +258,9 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "sandbox-kernel pool --size": keep_pool,
     "sandbox-kernel pool status": show_pool,
     "sandbox-kernel pool unit": write_unit,
+    "make bench": make_bench,
+    "python -m bench --trace": bench,
+    "python -m bench.density": bench_density,
 }
 
 
