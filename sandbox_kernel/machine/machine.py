@@ -139,12 +139,14 @@ class Machine:
         try:
             async with asyncio.timeout(timeout):
                 await self._follow(script, "loaded")
-                self._trace.mark("devices restored")
-                script.go_on({**dict(vsock_device(self._ignition.device)), "id": "vsock"})
-                await self._follow(script, "running")
-        except TimeoutError:
-            script.error = script.error or "no answer in time"
+                if script.loaded:
+                    self._trace.mark("devices restored")
+                    script.go_on({**dict(vsock_device(self._ignition.device)), "id": "vsock"})
+                    await self._follow(script, "running")
+        except (TimeoutError, OSError) as error:
+            script.error = script.error or str(error) or "no answer in time"
         if script.running:
+            end.close()
             self._vmm.type("")
             self._trace.mark("vsock plugged in")
             return

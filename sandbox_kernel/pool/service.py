@@ -15,7 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class _VM:
     spec: VMSpec
     ward: Ward
     control: socket.socket
+    handle: SupervisorHandle
     born: float = field(default_factory=time.monotonic)
     ready: bool = False
     image: str = ""
@@ -157,11 +158,11 @@ class Service:
         """Starts a VM and has it made ready."""
         spec = self._specs[kind]
         ward, control = self._zygote.fork()
-        vm = _VM("p" + os.urandom(5).hex(), kind, spec, ward, control)
+        handle = SupervisorHandle(ward, control)
+        vm = _VM("p" + os.urandom(5).hex(), kind, spec, ward, control, handle)
         self._vms[vm.id] = vm
         try:
             await ensure_in_loop(spec, Silent())
-            handle = SupervisorHandle(ward, control)
             report = await asyncio.to_thread(handle.prepare, PrepareRequest(vm.id, spec))
         except SandboxKernelError as error:
             self._failures += 1
@@ -265,14 +266,11 @@ class Service:
             self._stop.set()
 
     async def _end_all(self) -> None:
-        """Ends all that wait, and returns when they have ended."""
+        """Ends all that wait, and returns when they have ended and been cleared away."""
         vms = [self._forget(vm_id) for vm_id in list(self._vms)]
         for vm in vms:
-            with suppress(OSError):
-                vm.control.shutdown(socket.SHUT_RDWR)
-        await asyncio.gather(*(asyncio.to_thread(vm.ward.wait) for vm in vms))
-        for vm in vms:
-            vm.end()
+            vm.handle.stop()
+        await asyncio.gather(*(asyncio.to_thread(vm.handle.wait) for vm in vms))
 
 
 @contextmanager
