@@ -9,11 +9,12 @@ import socket
 from typing import Any
 
 from sandbox_kernel.errors import HostError, SandboxKernelError
-from sandbox_kernel.pool.protocol import MAX_LINE, address, same_user, surroundings
+from sandbox_kernel.pool.protocol import MAX_LINE, address, same_user
 from sandbox_kernel.spec import VMSpec
 from sandbox_kernel.supervisor.control import from_line, to_line
 from sandbox_kernel.supervisor.handle import SupervisorHandle
 from sandbox_kernel.supervisor.lifeline import Ward
+from sandbox_kernel.supervisor.surroundings import surroundings
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ only of use to a provisioner that would have started the same: same package, fol
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import struct
 from pathlib import Path
@@ -29,8 +28,6 @@ FOLDER: Final = "pool-service"
 SOCKET: Final = "socket"
 MAX_LINE: Final = 64 * 1024
 _CREDENTIALS = struct.Struct("3i")
-_NAMESPACES = ("mnt", "net", "pid", "user", "ipc")
-_TOOLS = ("qemu-system-x86_64", "bwrap")
 
 
 def address() -> Path:
@@ -46,17 +43,3 @@ def same_user(connection: socket.socket) -> bool:
     """Whether the process at the other end belongs to this user."""
     told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return bool(_CREDENTIALS.unpack(told)[1] == os.getuid())
-
-
-def surroundings() -> dict[str, str]:
-    """What a supervisor takes from the process that starts it."""
-    package = Path(__file__).parent.parent
-    return {
-        "package": f"{package} {package.stat().st_mtime_ns}",
-        "data": str(paths.data_dir()),
-        "cache": str(paths.cache_dir()),
-        "logs": str(paths.log_dir()),
-        "runtime": str(paths.runtime_dir()),
-        **{tool: str(shutil.which(tool)) for tool in _TOOLS},
-        **{name: str(Path("/proc/self/ns", name).readlink()) for name in _NAMESPACES},
-    }

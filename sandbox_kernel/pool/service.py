@@ -27,12 +27,13 @@ from sandbox_kernel.image.store import ImageStore
 from sandbox_kernel.pool import memory
 from sandbox_kernel.pool.config import PoolConfig
 from sandbox_kernel.pool.policy import QUIET, Rules, Waiting, decide
-from sandbox_kernel.pool.protocol import FOLDER, MAX_LINE, SOCKET, same_user, surroundings
+from sandbox_kernel.pool.protocol import FOLDER, MAX_LINE, SOCKET, same_user
 from sandbox_kernel.spec import VMSpec
 from sandbox_kernel.supervisor import folders
 from sandbox_kernel.supervisor.control import PrepareRequest, from_line, to_line
 from sandbox_kernel.supervisor.handle import SupervisorHandle
 from sandbox_kernel.supervisor.lifeline import Ward
+from sandbox_kernel.supervisor.surroundings import surroundings
 from sandbox_kernel.supervisor.zygote import Zygote
 
 log = logging.getLogger(__name__)

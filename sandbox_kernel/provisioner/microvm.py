@@ -31,6 +31,7 @@ from sandbox_kernel.provisioner.threads import in_thread
 from sandbox_kernel.spec import CAPS, ENVIRONMENT_PREFIX, KEYS, VMSpec, forwarded, from_environment, resolve
 from sandbox_kernel.supervisor.control import CHANNELS, LaunchRequest
 from sandbox_kernel.supervisor.handle import SupervisorHandle
+from sandbox_kernel.supervisor.nursery import nursery
 from sandbox_kernel.trace import summary
 
 
@@ -239,7 +240,7 @@ class MicroVMProvisioner(KernelProvisionerBase):
                 return await self._launch_in(pooled, request)
             except (GuestError, HostError) as error:
                 self.log.warning("The pool's VM is of no use: %s", error)
-        return await self._launch_in(SupervisorHandle.spawn(), request)
+        return await self._launch_in(await in_thread(nursery.supervisor), request)
 
     async def _launch_in(self, handle: SupervisorHandle, request: LaunchRequest) -> None:
         self._handle = handle

@@ -2,7 +2,7 @@
 
 A fork costs milliseconds where a new interpreter with its imports costs a tenth of a second, and what was
 imported is shared by all. The zygote has one thread, no event loop and no ZMQ context; it reads requests from
-a socket, and ends when that is closed, which its children do not notice:
+a socket, and ends when that is closed or its parent has ended, which its children do not notice:
 
     → "fork", with the supervisor's end of a control socket
     ← the child's process id in decimal, with a pidfd of it
@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 
 from sandbox_kernel.errors import HostError
-from sandbox_kernel.supervisor import entry
 from sandbox_kernel.supervisor.handle import SupervisorHandle
 from sandbox_kernel.supervisor.lifeline import Ward
 
@@ -72,6 +73,10 @@ class Zygote:
         """A new supervisor as a client's handle; see `fork`."""
         return SupervisorHandle(*self.fork())
 
+    def forget(self) -> None:
+        """In a forked child: it is the parent's, so only this end of its socket is closed here."""
+        self._socket.close()
+
     def close(self) -> None:
         """Ends it; its children go on."""
         self._socket.close()
@@ -80,14 +85,18 @@ class Zygote:
 
 def main() -> None:
     """Forks on request until the other end is closed."""
-    from sandbox_kernel.supervisor import process  # noqa: F401 (with everything that a supervisor needs)
+    from sandbox_kernel.supervisor import entry, process  # noqa: F401 (with everything that a supervisor needs)
 
     requests = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Linux then collects the children by itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
-    while True:
+    wake = select.poll()
+    wake.register(requests, select.POLLIN)
+    # A child of our parent's may keep the socket open when the parent has ended.
+    wake.register(os.pidfd_open(os.getppid()), select.POLLIN)
+    while requests.fileno() in {fd for fd, _ in wake.poll()}:
         message, fds, _, _ = socket.recv_fds(requests, 64, 1, socket.MSG_CMSG_CLOEXEC)
         if not message:
             return
@@ -96,21 +105,21 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             requests.close()
-            _become(fds[0])
+            _become(entry.run, fds[0])
         os.close(fds[0])
         pidfd = os.pidfd_open(pid)
         socket.send_fds(requests, [str(pid).encode()], [pidfd])
         os.close(pidfd)
 
 
-def _become(control_fd: int) -> None:
+def _become(run: Callable[[int], int], control_fd: int) -> None:
     """In the child: turns into a supervisor, and never comes back."""
     status = 1
     try:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.set_inheritable(control_fd, True)  # as for one that was executed: its guardian holds it, too
-        status = entry.run(control_fd)
+        status = run(control_fd)
     except BaseException:
         traceback.print_exc()
     finally:
