@@ -34,7 +34,7 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
     rehearse   configuration?; payload as for `start` → nothing. Does all that `start` does to a template's
                kernel, with an identity that nobody uses, and a kernel's first requests, so that an emulator
                has translated what will be run; `start` then finds things as they were. Any number of times
-               before `start`; only while no channel is connected, whose peer would see the requests' outputs
+               before `start`; who is connected to a channel gets the requests' outputs, which are nobody's
     wait       → code or signal (the other is null), out_of_memory, tail (the last it wrote to its standard
                output and error); answered when the kernel has ended, at once when it already has
     signal     number (0 to 64; 0 only asks), to the kernel's process group → alive (false: nobody got it)

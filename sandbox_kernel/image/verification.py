@@ -8,6 +8,7 @@ program. The verdict lies in the cache; without it the files are read again.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -26,7 +27,9 @@ def verify(directory: Path, manifest: Manifest) -> None:
         ImageError: a file is missing or damaged; it is named.
     """
     seen = {name: _fingerprint(directory / name) for name in manifest.files}
-    cache = paths.cache_dir() / "verified" / manifest.digest()
+    # Two folders may hold the same image: of two users' data, or of two installations.
+    place = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:8]
+    cache = paths.cache_dir() / "verified" / f"{manifest.digest()}-{place}"
     if _recall(cache) == seen:
         return
     for name, expected in manifest.files.items():

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from sandbox_kernel.errors import ConfigurationError, ImageError
 from sandbox_kernel.image import manifest as manifests
-from sandbox_kernel.image.manifest import Manifest
+from sandbox_kernel.image import verification
+from sandbox_kernel.image.manifest import Content, Manifest
 from sandbox_kernel.image.store import Image, ImageStore
 
 
@@ -279,3 +282,25 @@ def test_a_manifest_reads_back_as_it_was_written(store: ImageStore) -> None:
         image.manifest, files={**image.manifest.files, "initrd": manifests.Content("0" * 64, 1)}
     )
     assert other.digest() != image.digest
+
+
+def test_two_folders_with_the_same_image_are_each_verified_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    hash_file = verification.hash_file
+
+    def counted(file: Path) -> Any:
+        read.append(file)
+        return hash_file(file)
+
+    monkeypatch.setattr(verification, "hash_file", counted)
+    content = Content(hashlib.sha256(b"x").hexdigest(), 1)
+    manifest = SimpleNamespace(files={"vmlinux": content}, digest=lambda: "d")
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "vmlinux").write_bytes(b"x")
+    for folder in folders * 3:
+        verification.verify(folder, manifest)  # type: ignore[arg-type]
+    assert len(read) == 2
