@@ -42,6 +42,7 @@ NOISE = 2.0
 GONE = 2.0
 """Seconds after the end in which everything must be gone (SPECIFICATION.md, 'Clean-up')."""
 _SECONDS_EACH = 40
+_FIRST = 4
 _LOOKS = 10
 _WAYS = ("restored", "pooled")
 _NEEDED = {"sh", "bwrap", "qemu-system-x86_64"}
@@ -172,7 +173,8 @@ def test_nothing_is_left_of_many_cycles_and_nothing_grows(
             born |= family
             for each in watched.values():
                 each.look()
-        children = [child.cmdline() for child in watched["client"].process.children()]
+        children = watched["client"].process.children()
+        born |= {(p.pid, p.create_time(), p.name()) for p in children}
         (waiting,) = map(psutil.Process, [vm["pid"] for vm in told["vms"]])
         born |= {(p.pid, p.create_time(), p.name()) for p in (waiting, *waiting.children(recursive=True))}
         seen = " ".join(left())  # what waits in the pool is to be gone soon; it would be seen otherwise
@@ -180,14 +182,15 @@ def test_nothing_is_left_of_many_cycles_and_nothing_grows(
     with capsys.disabled():
         print("\n" + "\n".join(_table(watched)))
     assert told["given"] == CYCLES // 2
-    assert children == []
+    assert len(children) <= 1, children  # its zygote
     assert [word for word in (*_NEEDED, str(folders["pooled"])) if word not in seen] == []
     assert len(logs) == 1, logs  # of the VM that waits in the pool
     assert until(lambda: not left(), GONE), left()
     assert _mounts() == mounts
     assert _kept() == kept
     for name, each in watched.items():
-        assert each.files[-1] == each.files[1], f"{name}: open files {each.files}"
+        # A client gets its zygote during its first cycles.
+        assert each.files[-1] <= max(each.files[:_FIRST]), f"{name}: open files {each.files}"
         early, late = each.windows()
         assert CYCLES < LONG or late <= early * (1 + GROWTH) + NOISE, f"{name}: {early:.1f} to {late:.1f} MiB"
 
@@ -196,7 +199,7 @@ def _table(watched: dict[str, Watched]) -> list[str]:
     lines = [f"{CYCLES} cycles; resident memory in an early and in the last tenth of them; open files"]
     for name, each in watched.items():
         early, late = each.windows()
-        files = f"{each.files[1]} → {each.files[-1]}"
+        files = f"{max(each.files[:_FIRST])} → {each.files[-1]}"
         lines.append(f"{name:>12}: {early:6.1f} → {late:6.1f} MiB ({late - early:+.2f}), {files}")
     return lines
 
