@@ -117,6 +117,8 @@ class Lender:
             try:
                 self._lend(self._listener, request)
                 self.lent = True
+            except FileNotFoundError:
+                return  # a signal came between, and the call begins anew; or its end is the next that comes
             except OSError as error:
                 self.refusal = f"seccomp: {error.strerror}"
                 self._listener.let_go_on(request)

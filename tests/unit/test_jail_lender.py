@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -101,6 +103,31 @@ print(result(libc.open(None, os.O_RDWR)), result(libc.open(ctypes.c_void_p(-1), 
     lender = Lender(PurePosixPath(file))
     assert await output(lender, code) == "True ENOENT ENOENT ENAMETOOLONG\nEFAULT EFAULT"
     assert not lender.lent
+
+
+async def test_a_signal_between_question_and_answer_costs_nothing(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, interrupted = module.Listener.answer, []
+
+    def late(listener: module.Listener, request: module.Request, fd: int) -> None:
+        if not interrupted:
+            interrupted.append(request.thread)
+            os.kill(request.thread, signal.SIGUSR1)
+            time.sleep(0.2)  # until it has been handled, and the call has begun anew
+        answer(listener, request, fd)
+
+    monkeypatch.setattr(module.Listener, "answer", late)
+    code = f"""
+import signal
+signal.signal(signal.SIGUSR1, lambda *_: None)
+signal.siginterrupt(signal.SIGUSR1, False)
+print(access(open_({str(file)!r})) == os.O_RDONLY)
+"""
+    lender = Lender(PurePosixPath(file))
+    assert await output(lender, code) == "True"
+    assert interrupted
+    assert lender.lent
 
 
 async def test_a_link_is_not_followed(file: Path, tmp_path: Path) -> None:
