@@ -18,12 +18,13 @@ from rich.progress import Progress
 
 from bench import figures, machine, phases, report
 from bench.figures import Sample
-from bench.kernel import COLD, POOLED, KernelTrouble, started, variant
+from bench.kernel import COLD, FIRST, POOLED, WAYS, KernelTrouble, started, variant
 from bench.measures import ORDER
 from bench.pool import PoolTrouble
 from sandbox_kernel.errors import SandboxKernelError
 
-KERNELS = ("python3", "python3-microvm", f"python3-microvm{POOLED}", f"python3-microvm{COLD}")
+_MICROVM = "python3-microvm"
+KERNELS = ("python3", _MICROVM, *(_MICROVM + ending for ending in (FIRST, POOLED, COLD)))
 DEVICE = "vsock-device"
 _DEVICE_PATIENCE = 600.0
 _OF_A_START = ("start", "memory-at-ready")
@@ -51,8 +52,8 @@ class Found:
     "--kernel",
     "names",
     multiple=True,
-    help=f"A kernelspec, with {COLD!r} behind it for a VM that boots, {POOLED!r} for one of a pool; "
-    "the first is the yardstick.",
+    help=f"A kernelspec, with {COLD!r} behind it for a VM that boots, {POOLED!r} for one of a pool, "
+    f"{FIRST!r} for a client's first one; the first named is the yardstick.",
 )
 @click.option("--repeat", type=click.IntRange(1, 100), default=3, show_default=True, help="Turns per kernel.")
 @click.option("--only", multiple=True, type=click.Choice([*ORDER, DEVICE]), help="Only this measure.")
@@ -136,7 +137,7 @@ def _measure(labels: dict[str, str], wanted: Sequence[str], repeat: int) -> Foun
 
 def _measures_of(name: str, wanted: Sequence[str]) -> list[str]:
     """A VM that booted or waited differs from one that was restored in its start and its memory alone."""
-    return [m for m in wanted if not name.endswith((COLD, POOLED)) or m in _OF_A_START]
+    return [m for m in wanted if not name.endswith(tuple(WAYS)) or m in _OF_A_START]
 
 
 def _device() -> dict[str, Any]:

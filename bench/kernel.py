@@ -16,15 +16,20 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
 from bench import pool
+from sandbox_kernel.supervisor.nursery import nursery
 
 DEADLINE = 120.0
 """Seconds that any single wait may take; a benchmark that hangs says so."""
 
 COLD = ", cold"
 POOLED = ", pooled"
-WAYS = {COLD: "cold", POOLED: "pooled"}
+FIRST = ", first"
+WAYS = {COLD: "cold", POOLED: "pooled", FIRST: "first"}
+"""Endings of a kernel's name. A restored kernel without one is not its client's first; see supervisor/nursery.py."""
 """How a VM starts, by what is put behind the kernelspec's name; without, it is restored from a template."""
 START = "SANDBOX_KERNEL_START"
+_WARM = 0.5
+"""Seconds that a zygote may take to come up before a turn begins."""
 _FIXES = {
     "cold": "the kernelspec must not set start",
     "restored": "`sandbox-kernel template build` makes the template",
@@ -143,7 +148,7 @@ def started(name: str) -> Iterator[Turn]:
     No pool of the user's is found meanwhile; for `POOLED` one of the bench's own has a VM ready.
 
     Args:
-        name: a kernelspec's, with `COLD` or `POOLED` behind it; see `variant`.
+        name: a kernelspec's, with an ending of `WAYS` behind it; see `variant`.
 
     Raises:
         KernelTrouble: the kernel did not start in the way that `name` says.
@@ -155,6 +160,10 @@ def started(name: str) -> Iterator[Turn]:
         stack.enter_context(pool.environment({START: "cold" if way == "cold" else "auto"}))
         if way == "pooled":
             stack.enter_context(pool.running(kernelspec))
+        stack.callback(nursery.close)
+        if way == "restored" and _in_a_vm(manager):
+            nursery.warm()
+            time.sleep(_WARM)
         began = time.monotonic()
         manager.start_kernel(stderr=subprocess.DEVNULL)  # a plain kernel's warnings would break the table
         client = manager.blocking_client()
@@ -165,7 +174,7 @@ def started(name: str) -> Iterator[Turn]:
             turn.first_reply = time.monotonic() - began
             client.wait_for_ready(timeout=DEADLINE)
             turn.ready = time.monotonic() - began
-            expect(turn.report, way)
+            expect(turn.report, "restored" if way == "first" else way)
             yield turn
         finally:
             client.stop_channels()
@@ -173,8 +182,14 @@ def started(name: str) -> Iterator[Turn]:
                 manager.shutdown_kernel(now=True)
 
 
+def _in_a_vm(manager: KernelManager) -> bool:
+    """Whether the kernelspec names this project's provisioner."""
+    provisioner = manager.kernel_spec.metadata.get("kernel_provisioner", {})
+    return bool(provisioner.get("provisioner_name") == "microvm-provisioner")
+
+
 def variant(name: str) -> tuple[str, str]:
-    """The kernelspec of `name`, and how its VM is to start: `cold`, `pooled`, otherwise `restored`."""
+    """The kernelspec of `name`, and how its VM is to start: `cold`, `pooled`, `first`, otherwise `restored`."""
     for ending in WAYS:
         if name.endswith(ending):
             return name.removesuffix(ending), WAYS[ending]

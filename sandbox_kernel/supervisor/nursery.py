@@ -56,6 +56,12 @@ class Nursery:
                 self._timer.start()
         return SupervisorHandle.spawn()
 
+    def warm(self) -> None:
+        """Gets the zygote now, for a client that knows that it will start kernels."""
+        with self._turn:
+            self._surroundings = surroundings()
+        self._start()
+
     def close(self) -> None:
         """Ends the zygote; the supervisors go on, and a later one begins anew."""
         with self._turn:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -170,7 +171,13 @@ def server(installed: None, tmp_path: Path) -> Iterator[Server]:
             found[:] = re.findall(r"http://(?:localhost|127\.0\.0\.1):(\d+)/", log.read_text())
             return bool(found)
 
+        def listens() -> bool:
+            # It says where it will be a moment before it is there.
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", int(found[0]))) == 0
+
         assert until(started, READY), log.read_text()
+        assert until(listens, READY), log.read_text()
         yield Server(f"http://127.0.0.1:{found[0]}", token, process.pid)
     finally:
         process.terminate()
