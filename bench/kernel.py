@@ -25,8 +25,10 @@ COLD = ", cold"
 POOLED = ", pooled"
 FIRST = ", first"
 WAYS = {COLD: "cold", POOLED: "pooled", FIRST: "first"}
-"""Endings of a kernel's name. A restored kernel without one is not its client's first; see supervisor/nursery.py."""
-"""How a VM starts, by what is put behind the kernelspec's name; without, it is restored from a template."""
+"""How a VM starts, by what is put behind the kernelspec's name.
+
+Without, it is restored from a template, for a client that has started one before (supervisor/nursery.py).
+"""
 START = "SANDBOX_KERNEL_START"
 _WARM = 0.5
 """Seconds that a zygote may take to come up before a turn begins."""
@@ -189,7 +191,7 @@ def _in_a_vm(manager: KernelManager) -> bool:
 
 
 def variant(name: str) -> tuple[str, str]:
-    """The kernelspec of `name`, and how its VM is to start: `cold`, `pooled`, `first`, otherwise `restored`."""
+    """The kernelspec of `name`, and how its VM is to start: as `WAYS` says, otherwise `restored`."""
     for ending in WAYS:
         if name.endswith(ending):
             return name.removesuffix(ending), WAYS[ending]
