@@ -14,7 +14,8 @@ import os
 import socket
 import time
 
-from agent_protocol import STANDBY_ARGV, STANDBY_VARIABLE, TEMPLATE_WORD, WARM, can_adopt, pack
+import system
+from agent_protocol import JIFFIES, STANDBY_ARGV, STANDBY_VARIABLE, TEMPLATE_WORD, WARM, can_adopt, pack
 from cgroup import PIDS
 from children import Children
 from kernel_process import KernelProcess, Order
@@ -22,6 +23,7 @@ from server import Server
 from settings import Settings
 
 _LONGEST_LINE = 4096
+_CLOCK = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
 _REHEARSALS = 5
 """Python specialises code from its second run on, and what that calls a little later."""
 
@@ -128,6 +130,8 @@ def await_restore(console: str = "/dev/console") -> None:
     tty.setraw(terminal)
     gc.collect()
     gc.freeze()
+    if "jiffies" in system.read(_CLOCK):
+        os.write(terminal, JIFFIES.encode() + b"\r\n")
     os.write(terminal, WARM.encode() + b"\r\n")
     os.read(terminal, 1)
     os.write(rescan, b"1")

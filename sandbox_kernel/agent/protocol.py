@@ -75,6 +75,8 @@ TEMPLATE_WORD = "sandbox.template="
 WARM = "SANDBOX-KERNEL-TEMPLATE-WARM"
 """Said on the console when the VM may be saved. The agent then reads lines from the console: the first one
 that comes is sent after a restore, when the vsock device has been plugged in."""
+JIFFIES = "SANDBOX-KERNEL-CLOCK-JIFFIES"
+"""Said before that by a guest that has found no clock but its own ticks: its clones would tick for ever."""
 
 HEADER = struct.Struct(">3sBII")
 MAGIC = b"SKA"
