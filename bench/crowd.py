@@ -21,7 +21,7 @@ from jupyter_client.manager import KernelManager
 from jupyter_core.utils import ensure_event_loop
 
 from bench import memory
-from bench.kernel import DEADLINE, KernelTrouble, expect, variant
+from bench.kernel import DEADLINE, KernelTrouble, expect, traced, variant
 
 _QUESTION, _ANSWER = "1+1", "2"
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -66,9 +66,8 @@ class Crowd:
         try:
             client.kernel_info(reply=True, timeout=DEADLINE)
             seconds = time.monotonic() - began
-            report = getattr(manager.provisioner, "report", {})
-            expect(report, self._way)
-            self.traces.append(dict(report.get("trace", {})))
+            expect(getattr(manager.provisioner, "report", {}), self._way)
+            self.traces.append(traced(manager))
             _ask(client)
         except BaseException:
             with self._lock:
