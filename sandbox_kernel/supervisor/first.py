@@ -55,10 +55,12 @@ class First:
     Attributes:
         line: the request as it came; empty when the client went away instead.
         begun: what has come of it; None when that is for the event loop to do.
+        asleep: whether the guest is not to run yet.
     """
 
     line: bytes
     begun: Begun | None = field(default=None)
+    asleep: bool = False
 
 
 def confine() -> None:
@@ -87,7 +89,8 @@ def receive(control_fd: int) -> First:
         decision = decide_now(request.spec)
         if decision is None:
             return First(line)
-        return First(line, Begun(trace, begin(request.id, decision, control_fd, trace)))
+        begun = Begun(trace, begin(request.id, decision, control_fd, trace))
+        return First(line, begun, getattr(request, "asleep", False))
     except (SandboxKernelError, OSError) as error:
         return First(line, Begun(trace, error=error))
 

@@ -113,6 +113,11 @@ class SupervisorHandle:
         assert status is not None
         return status
 
+    def forget(self) -> None:
+        """In a forked child: it is the parent's, so only this process's descriptors are closed."""
+        self._lifeline.close()
+        self._socket.close()
+
     def _hear(self, seconds: float) -> None:
         """Takes what an ended supervisor has still sent; the end of that is its guardian's end."""
         deadline = time.monotonic() + seconds

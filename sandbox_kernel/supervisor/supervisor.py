@@ -97,12 +97,13 @@ class Supervisor:
         self._attached: asyncio.Task[None] | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._idle: list[asyncio.Task[None]] = []
+        self._pooled = False
         self._orderly = False
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         """Resolved when the VM is to end; the caller then calls `close`."""
 
     async def prepare(self, request: PrepareRequest) -> dict[str, Any]:
-        """Has a VM ready whose kernel nobody wants yet: restored, connected, and rehearsed.
+        """Has a VM ready whose kernel nobody wants yet: restored, connected, and rehearsed; or loaded only.
 
         Returns:
             As `launch`.
@@ -112,11 +113,16 @@ class Supervisor:
         """
         async with self._in_time(request.spec.boot_timeout):
             beginning = await self._begin(request.id, request.spec)
-            machine = await self._start_machine(beginning)
-            if machine.restored:
-                await self._attach()
-                await machine.agent.rehearse(_configuration(request.spec.processes))
+            if request.asleep:
+                await beginning.load(self._trace)
+            else:
+                machine = await self._start_machine(beginning)
+                if machine.restored:
+                    await self._attach()
+                    await machine.agent.rehearse(_configuration(request.spec.processes))
+                self._pooled = True
             self._trace.mark("prepared")
+            machine = self._machine = beginning.machine
             self._idle = [
                 self._watch(machine.ended, self._on_machine_ended),
                 self._watch(self._relay.failed, self._on_machine_ended),
@@ -136,12 +142,11 @@ class Supervisor:
         async with self._in_time(request.spec.boot_timeout):
             if self._machine is None:
                 beginning = await self._begin(request.id, request.spec)
-                self._bind(request.connection)
-                machine = await self._start_machine(beginning)
             else:
                 self._trace.restart(request.began)
-                machine, beginning = self._machine, self._assign(request)
-                self._bind(request.connection)
+                beginning = self._assign(request)
+            self._bind(request.connection)
+            machine = await self._start_machine(beginning)
             started, late = await self._start_kernel(machine, request)
             kernel_exit = self._task(self._await_kernel(machine, _LATER if started.adopted else 0.0))
             if not started.adopted:
@@ -229,6 +234,7 @@ class Supervisor:
             raise ConfigurationError(
                 "The VM that is ready has another configuration than the kernel asks for; launch a new one."
             )
+        self._beginning.check_fresh()
         self._beginning.belongings.rename(request.id)
         log.info("this VM is now %s's", request.id)
         return self._beginning
@@ -242,7 +248,7 @@ class Supervisor:
         assert machine is not None
         assert self._beginning is not None
         decision = self._beginning.decision
-        how = "cold" if not machine.restored else "pooled" if self._idle else "restored"
+        how = "cold" if not machine.restored else "pooled" if self._pooled else "restored"
         return {
             "accelerator": [decision.accelerator, decision.why["accelerator"]],
             "vsock": [decision.vsock, decision.why["vsock"]],
@@ -256,8 +262,10 @@ class Supervisor:
     async def _start_machine(self, beginning: Beginning) -> Machine:
         """Waits until a VM that was begun has started; boots another one if its template is of no use."""
         try:
-            self._machine = machine = beginning.machine or await beginning.attend(self._trace)
+            if beginning.starting is None:
+                await beginning.attend(self._trace)
             assert beginning.starting is not None
+            self._machine = machine = beginning.machine
             await beginning.starting
         except TemplateError as error:
             await beginning.boot_instead(error, self._trace)
