@@ -73,10 +73,10 @@ class SupervisorHandle:
         """Sends a signal to the kernel's process group; False when the kernel is dead."""
         try:
             return bool(self._ask(to_line({"op": "signal", "number": number}), _ANSWER).get("alive"))
-        except GuestError:
-            if self._told is None and self.poll() is None:
+        except GuestError as error:
+            if isinstance(error.__cause__, TimeoutError):
                 raise
-            return False
+            return False  # it has hung up: nobody is left to get a signal
 
     def status(self) -> dict[str, Any]:
         """What the guest's agent reports, and the seconds of each phase of the start."""
