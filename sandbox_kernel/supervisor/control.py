@@ -97,11 +97,13 @@ class PrepareRequest:
         id, spec: as in `LaunchRequest`.
         asleep: whether its guest is left as it was saved: the template is loaded and nothing more. Else the
             guest runs, is connected and has rehearsed its start.
+        client: process whose end is the end of a VM that is asleep.
     """
 
     id: str
     spec: VMSpec
     asleep: bool = False
+    client: int = field(default_factory=os.getpid)
 
     def to_line(self) -> bytes:
         """This request as a line of the protocol."""
@@ -116,9 +118,12 @@ class PrepareRequest:
         """
         try:
             request = cls(
-                str(message["id"]), VMSpec.from_dict(message["spec"]), message.get("asleep") is True
+                str(message["id"]),
+                VMSpec.from_dict(message["spec"]),
+                message["asleep"] is True,
+                int(message["client"]),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(
                 f"The prepare request is malformed ({error!r}); send what control.py says."
             ) from error

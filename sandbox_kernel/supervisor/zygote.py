@@ -70,7 +70,8 @@ class Zygote:
         except (OSError, ValueError) as error:
             ours.close()
             raise HostError(
-                f"The pool's zygote (process {self.pid}) starts no supervisor ({error}); restart the pool."
+                f"The zygote (process {self.pid}) starts no supervisor ({error}); "
+                f"restart process {os.getpid()}, whose it is."
             ) from error
 
     def supervisor(self) -> SupervisorHandle:
