@@ -133,7 +133,7 @@ def _write_kernel(recipe: Recipe, parts: Path, finished: Path) -> None:
     vmlinuz = next(iter((parts / "boot").glob("vmlinuz-*")))
     release = vmlinuz.name.removeprefix("vmlinuz-")
     (finished / "vmlinux").write_bytes(kernel.extract(vmlinuz.read_bytes()))
-    loaded = modules.in_load_order(parts / "usr/lib/modules" / release)
+    loaded = modules.in_load_order(parts / "usr/lib/modules" / release, recipe.kernel_modules)
     busybox = (parts / "usr/bin/busybox").read_bytes()
     entries = initramfs.entries(recipe.initramfs, busybox, loaded)
     (finished / "initrd").write_bytes(initramfs.archive(entries))

@@ -1,0 +1,131 @@
+"""One run of the lab: QEMU under software emulation, a command in it, its output as it comes, its results.
+
+Time. Emulated, everything takes some twenty times longer than on hardware, and every deadline of product and
+tests would pass. So the lab's clock does not follow the host's: QEMU counts instructions (`-icount`), each of
+which takes the lab 2**SHIFT nanoseconds, whatever it takes the host. Deadlines in there are met or missed as
+on a machine of that speed, also when the host is busy or stands still for a minute; nothing in product or
+tests has to know about the lab. Waiting costs nothing: with all CPUs idle the clock jumps to the next timer.
+
+The exchange disk is a tar archive both ways; see guest/init.py.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox_kernel.image import tool
+from sandbox_kernel.image.store import Image
+
+SHIFT = 1
+"""An instruction takes 2**SHIFT ns of the lab's time: 500 million a second and CPU."""
+CPUS = 2
+MEMORY = 8192
+"""MiB; the lab's files are in it, too."""
+_EXCHANGE = 256 << 20
+"""Bytes of the exchange disk, of which the file takes what is written."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        status: the command's exit status.
+        seconds: what it took, by the lab's clock.
+    """
+
+    status: int
+    seconds: float
+
+
+class LabError(Exception):
+    """The lab itself did not work."""
+
+
+def command_line(image: Image, guests: Path, exchange: Path, shift: int | None = SHIFT) -> list[str]:
+    """QEMU's argv; the serial console is its standard input and output."""
+    drives = ((image.root, "on"), (guests, "on"), (exchange, "off"))
+    argv = [
+        str(tool.find("qemu-system-x86_64")),
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-machine", "pc", "-accel", "tcg,tb-size=1024", "-cpu", "max"),
+        *("-smp", str(CPUS), "-m", f"{MEMORY}M"),
+        *("-kernel", str(image.vmlinux), "-initrd", str(image.initrd)),
+        *("-append", "console=ttyS0 quiet panic=-1 reboot=t mitigations=off random.trust_bootloader=on"),
+        *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+        *("-device", "virtio-rng-pci"),
+    ]
+    if shift is not None:
+        argv += ["-icount", f"shift={shift},sleep=off"]
+    for number, (file, read_only) in enumerate(drives):
+        argv += ["-drive", f"if=none,id=d{number},format=raw,readonly={read_only},file={file}"]
+        argv += ["-device", f"virtio-blk-pci,drive=d{number}"]
+    return argv
+
+
+def run(
+    image: Image,
+    guests: Path,
+    command: list[str],
+    results: Path,
+    environment: dict[str, str] | None = None,
+    shift: int | None = SHIFT,
+) -> Outcome:
+    """Starts the lab, runs `command` in it as an ordinary user, in a copy of the checkout.
+
+    Args:
+        image: the lab's.
+        guests: disk of guest images.
+        command: the words; its output goes to our standard output.
+        results: folder for what it leaves in the folder that `$RESULTS` names in there.
+        environment: variables for it.
+        shift: see `SHIFT`; None lets the lab's clock follow the host's.
+
+    Raises:
+        LabError: the lab did not come to the command, or not to its end.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    exchange = results / "exchange"
+    try:
+        _write_order(exchange, {"command": command, "environment": environment or {}})
+        done = subprocess.run(command_line(image, guests, exchange, shift), check=False)
+        return _read_results(exchange, results, done.returncode)
+    finally:
+        exchange.unlink(missing_ok=True)
+
+
+def _write_order(exchange: Path, order: dict[str, object]) -> None:
+    content = json.dumps(order).encode()
+    with tarfile.open(exchange, "w") as archive:
+        entry = tarfile.TarInfo("order.json")
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    with exchange.open("r+b") as stream:
+        stream.truncate(_EXCHANGE)
+
+
+def _read_results(exchange: Path, results: Path, qemu: int) -> Outcome:
+    with tarfile.open(exchange) as archive:
+        names = archive.getnames()
+        if "status.json" not in names:
+            raise LabError(f"The lab ended before its command did (QEMU's exit status {qemu}).")
+        stream = archive.extractfile("status.json")
+        assert stream is not None
+        status = json.load(stream)
+        if "failed" in status:
+            raise LabError(f"The lab did not come up: {status['failed']}")
+        members = [each for each in archive.getmembers() if each.name.startswith("results/") and each.isreg()]
+        for member in members:
+            member.name = member.name.removeprefix("results/")
+            archive.extract(member, results, filter="data")
+    return Outcome(int(status["status"]), float(status["seconds"]))
+
+
+if __name__ == "__main__":
+    sys.exit("Run `python -m tests.lab`.")
