@@ -10,9 +10,9 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import zmq
@@ -20,8 +20,8 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from jupyter_core.utils import ensure_event_loop
 
-from bench import memory
-from bench.kernel import DEADLINE, KernelTrouble, expect, variant
+from bench import memory, pool
+from bench.kernel import DEADLINE, START, KernelTrouble, expect, variant
 
 _QUESTION, _ANSWER = "1+1", "2"
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -43,6 +43,8 @@ class Crowd:
         self._lock = threading.Lock()
         self.traces: list[dict[str, float]] = []
         """Of each VM's start, seconds by phase, in order; see `bench.phases`."""
+        self.accelerator = ""
+        """Of the VMs; empty for kernels without one."""
 
     def __len__(self) -> int:
         """How many live."""
@@ -68,6 +70,7 @@ class Crowd:
             seconds = time.monotonic() - began
             report = getattr(manager.provisioner, "report", {})
             expect(report, self._way)
+            self.accelerator = str(report.get("accelerator", [self.accelerator])[0])
             self.traces.append(dict(report.get("trace", {})))
             _ask(client)
         except BaseException:
@@ -151,9 +154,24 @@ class Crowd:
         self._managers.clear()
         self._context.destroy(linger=0)
 
-    def _processes(self) -> list[int]:
+    @property
+    def roots(self) -> list[int]:
+        """The processes that the provisioners name, in the order of the starts."""
         pids = [getattr(each.provisioner, "pid", None) for each in self._managers]
-        return memory.families(pid for pid in pids if pid is not None)
+        return [pid for pid in pids if pid is not None]
+
+    def _processes(self) -> list[int]:
+        return memory.families(self.roots)
+
+
+@contextmanager
+def surroundings(name: str, waiting: int) -> Iterator[pool.Pool | None]:
+    """No pool of the user's; one of the bench's own, with `waiting` VMs, where `name` says so."""
+    kernelspec, way = variant(name)
+    with ExitStack() as stack:
+        stack.enter_context(pool.no_pool())
+        stack.enter_context(pool.environment({START: "cold" if way == "cold" else "auto"}))
+        yield stack.enter_context(pool.running(kernelspec, waiting)) if way == "pooled" else None
 
 
 def _close_loop() -> None:

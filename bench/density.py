@@ -13,8 +13,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,9 +21,9 @@ import click
 from rich.console import Console
 
 from bench import growth, machine, pool
-from bench.crowd import Crowd
+from bench.crowd import Crowd, surroundings
 from bench.growth import AtOnce, Growth, Point
-from bench.kernel import START, KernelTrouble, variant
+from bench.kernel import KernelTrouble
 from sandbox_kernel.errors import SandboxKernelError
 
 KERNELS = ("python3", "python3-microvm")
@@ -123,7 +122,7 @@ def burst(name: str, count: int) -> AtOnce:
     Raises:
         KernelTrouble: a kernel did not do what it was to.
     """
-    with _surroundings(name, count):
+    with surroundings(name, count):
         crowd = Crowd(name)
         try:
             wall, seconds = crowd.start_at_once(count)
@@ -137,7 +136,7 @@ def grow(name: str, counts: tuple[int, ...], most: int) -> Growth:
     grown = Growth(name)
     available, total = _ram()
     before = available
-    with _surroundings(name, 1) as own_pool:
+    with surroundings(name, 1) as own_pool:
         crowd = Crowd(name)
         try:
             while not grown.end:
@@ -167,16 +166,6 @@ def _look(crowd: Crowd, before: float) -> Point:
     cpu = crowd.cpu(_IDLE)
     available = before - _ram()[0]
     return Point(len(crowd), *crowd.memory(), available, cpu)
-
-
-@contextmanager
-def _surroundings(name: str, waiting: int) -> Iterator[pool.Pool | None]:
-    """No pool of the user's; one of the bench's own, with `waiting` VMs, where `name` says so."""
-    kernelspec, way = variant(name)
-    with ExitStack() as stack:
-        stack.enter_context(pool.no_pool())
-        stack.enter_context(pool.environment({START: "cold" if way == "cold" else "auto"}))
-        yield stack.enter_context(pool.running(kernelspec, waiting)) if way == "pooled" else None
 
 
 def _ram() -> tuple[float, float]:

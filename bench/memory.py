@@ -28,7 +28,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-_HEADER = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S{4} [0-9a-f]+ \S+ \d+\s*(?P<name>.*)")
+_HEADER = re.compile(r"[0-9a-f]+-[0-9a-f]+ (?P<mode>\S{4}) [0-9a-f]+ \S+ \d+\s*(?P<name>.*)")
 _SHARED_ANONYMOUS = ("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV")
 _MIB = 1024
 
@@ -42,12 +42,16 @@ class Mapping:
         pss: proportional share.
         private: pages that no other process maps.
         swap: proportional share of what is swapped out.
+        anonymous: pages that are of no file, or no longer: written in a private mapping.
+        mode: `rwxp`, with `-` for what is not allowed and `s` for shared.
     """
 
     name: str
     pss: int
     private: int
     swap: int
+    anonymous: int = 0
+    mode: str = ""
 
     @property
     def own(self) -> int:
@@ -58,20 +62,21 @@ class Mapping:
 def parse_smaps(text: str) -> list[Mapping]:
     """The mappings in the text of a `/proc/PID/smaps`."""
     mappings: list[Mapping] = []
-    name: str | None = None
+    name, mode = None, ""
     sizes: dict[str, int] = {}
 
     def close() -> None:
         if name is not None:
             private = sizes.get("Private_Clean", 0) + sizes.get("Private_Dirty", 0)
             private += sizes.get("Private_Hugetlb", 0)
-            mappings.append(Mapping(name, sizes.get("Pss", 0), private, sizes.get("SwapPss", 0)))
+            swap, anonymous = sizes.get("SwapPss", 0), sizes.get("Anonymous", 0)
+            mappings.append(Mapping(name, sizes.get("Pss", 0), private, swap, anonymous, mode))
 
     for line in text.splitlines():
         header = _HEADER.fullmatch(line)
         if header is not None:
             close()
-            name, sizes = header["name"], {}
+            name, mode, sizes = header["name"], header["mode"], {}
             continue
         key, _, value = line.partition(":")
         if value.endswith(" kB"):

@@ -22,6 +22,7 @@ Pss_Dirty:             0 kB
 Shared_Clean:          0 kB
 Private_Clean:        {clean} kB
 Private_Dirty:        {dirty} kB
+Anonymous:          {anonymous} kB
 Swap:                  8 kB
 SwapPss:              {swap} kB
 THPeligible:           0
@@ -29,12 +30,15 @@ VmFlags: rd wr mr mw me ac sd
 """
 
 
-def smaps(header: str, pss: int = 0, clean: int = 0, dirty: int = 0, swap: int = 0) -> str:
-    return f"{header}\n{_FIELDS.format(pss=pss, clean=clean, dirty=dirty, swap=swap)}"
+def smaps(
+    header: str, pss: int = 0, clean: int = 0, dirty: int = 0, swap: int = 0, anonymous: int = 0
+) -> str:
+    fields = _FIELDS.format(pss=pss, clean=clean, dirty=dirty, swap=swap, anonymous=anonymous)
+    return f"{header}\n{fields}"
 
 
 LIBRARY = smaps("7f00-7f10 r-xp 00001000 08:01 1234    /usr/lib/x86_64-linux-gnu/libc.so.6", pss=40, clean=4)
-HEAP = smaps("5500-5600 rw-p 00000000 00:00 0          [heap]", pss=512, dirty=512)
+HEAP = smaps("5500-5600 rw-p 00000000 00:00 0  [heap]", pss=512, dirty=512, anonymous=512)
 NAMELESS = smaps("6600-6700 rw-p 00000000 00:00 0", pss=100, dirty=90, swap=10)
 RAM = smaps(
     "7e0000-7f0000 rw-s 00000000 00:01 2049   /memfd:memory-backend-memfd (deleted)", pss=2048, dirty=1024
@@ -43,10 +47,10 @@ RAM = smaps(
 
 def test_mappings_are_told_apart_by_their_headers() -> None:
     assert memory.parse_smaps(LIBRARY + HEAP + NAMELESS + RAM) == [
-        Mapping("/usr/lib/x86_64-linux-gnu/libc.so.6", 40, 4, 0),
-        Mapping("[heap]", 512, 512, 0),
-        Mapping("", 100, 90, 10),
-        Mapping("/memfd:memory-backend-memfd (deleted)", 2048, 1024, 0),
+        Mapping("/usr/lib/x86_64-linux-gnu/libc.so.6", 40, 4, 0, 0, "r-xp"),
+        Mapping("[heap]", 512, 512, 0, 512, "rw-p"),
+        Mapping("", 100, 90, 10, 0, "rw-p"),
+        Mapping("/memfd:memory-backend-memfd (deleted)", 2048, 1024, 0, 0, "rw-s"),
     ]
 
 
