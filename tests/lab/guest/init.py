@@ -39,7 +39,7 @@ KVM = 104
 def main() -> None:
     """Boots, runs, hands back, switches off."""
     os.environ.clear()
-    os.environ.update(PATH=_PATH, LANG="C.UTF-8", LC_ALL="C.UTF-8", TERM="linux")
+    os.environ.update(PATH=_PATH, LANG="C.UTF-8", LC_ALL="C.UTF-8", TERM="dumb")
     os.umask(0o022)
     try:
         order = prepare()
@@ -62,6 +62,8 @@ def prepare() -> dict[str, object]:
     _append("group", f"kvm:x:{KVM}:{','.join(USERS)}")
     for number, name in enumerate(USERS):
         add_user(name, 1000 + number)
+        for file in ("subuid", "subgid"):
+            _append(file, f"{name}:{100000 + 65536 * number}:65536")
     share_control_groups()
     install_project()
     mount_guests()
@@ -112,8 +114,7 @@ def install_project() -> None:
 
 def mount_guests() -> None:
     """Puts the images where the user's installation has them; what is written there stays in memory."""
-    for folder in ("/lab/guests", "/lab/changes"):
-        Path(folder).mkdir(parents=True)
+    Path("/lab/guests").mkdir(parents=True)
     subprocess.run(["mount", "-t", "erofs", "-o", "ro", str(GUESTS), "/lab/guests"], check=True)
     for name in USERS:
         home = pwd.getpwnam(name)
@@ -121,10 +122,16 @@ def mount_guests() -> None:
         changes = data.parent / ".images"
         for folder in (data / "images", changes / "upper", changes / "work"):
             folder.mkdir(parents=True)
+        _give([Path(home.pw_dir, ".local"), *Path(home.pw_dir, ".local").rglob("*")], home)
         options = f"lowerdir=/lab/guests,upperdir={changes}/upper,workdir={changes}/work"
-        for folder in (home.pw_dir, *Path(home.pw_dir).rglob("*")):
-            os.chown(folder, home.pw_uid, home.pw_gid)
         subprocess.run(["mount", "-t", "overlay", "-o", options, "images", str(data / "images")], check=True)
+        # The folders only: a file that changes hands is copied into memory.
+        _give([data / "images", *(path for path in (data / "images").iterdir() if path.is_dir())], home)
+
+
+def _give(paths: list[Path], user: pwd.struct_passwd) -> None:
+    for path in paths:
+        os.chown(path, user.pw_uid, user.pw_gid)
 
 
 def run(order: dict[str, object]) -> dict[str, object]:
