@@ -47,6 +47,7 @@ _LONGEST_LINE = 1 << 20
 _PIECE = 1 << 14
 _LATER = 5.0
 _ENTROPY = 64
+_OWN = os.path.dirname(os.path.abspath(__file__))
 _preloaded: list[str] = []
 
 
@@ -87,6 +88,7 @@ class Standby:
             for module in modules:
                 _in_main_thread(self._app, lambda name=module: _preload(name))
             self._warm_up()
+            _in_main_thread(self._app, _immortalise)
             _in_main_thread(self._app, self._wait)
 
     def _wait(self) -> None:
@@ -207,6 +209,18 @@ def _settle() -> None:
     """Nothing that lives as long as the process shall be looked at, or copied, ever again."""
     gc.collect()
     gc.freeze()
+
+
+def _immortalise() -> None:
+    """What runs shall not be written to by running."""
+    sys.path.insert(0, _OWN)
+    import immortal
+
+    sys.path.remove(_OWN)
+    del sys.modules["immortal"]
+    gc.unfreeze()  # what is frozen is not found
+    immortal.immortalise()
+    _settle()
 
 
 def become(app: IPKernelApp, order: dict[str, Any]) -> None:

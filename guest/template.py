@@ -125,10 +125,13 @@ def await_restore(console: str = "/dev/console") -> None:
     """
     import tty  # which no other start needs
 
+    import immortal
+
     rescan = os.open("/sys/bus/pci/rescan", os.O_WRONLY | os.O_CLOEXEC)
     terminal = os.open(console, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     tty.setraw(terminal)
     gc.collect()
+    immortal.immortalise()
     gc.freeze()
     if "jiffies" in system.read(_CLOCK):
         os.write(terminal, JIFFIES.encode() + b"\r\n")

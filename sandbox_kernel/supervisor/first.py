@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass, field
 
 from sandbox_kernel.errors import ConfigurationError, SandboxKernelError
+from sandbox_kernel.jail import huge_pages
 from sandbox_kernel.supervisor.beginning import Beginning, begin
 from sandbox_kernel.supervisor.control import MAX_LINE, LaunchRequest, PrepareRequest, from_line
 from sandbox_kernel.supervisor.decision import decide_now
@@ -68,6 +69,7 @@ def confine() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
+    huge_pages.do_without()
 
 
 def receive(control_fd: int) -> First:

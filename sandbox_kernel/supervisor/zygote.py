@@ -85,7 +85,9 @@ class Zygote:
 
 def main() -> None:
     """Forks on request until the other end is closed."""
-    from sandbox_kernel.supervisor import entry, process  # noqa: F401 (with everything that a supervisor needs)
+    # With everything that a supervisor needs.
+    from sandbox_kernel.jail import lender  # noqa: F401
+    from sandbox_kernel.supervisor import entry, process  # noqa: F401
 
     requests = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Linux then collects the children by itself

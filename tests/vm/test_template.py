@@ -103,6 +103,17 @@ def test_a_restored_kernel_is_as_new(template: Template) -> None:
             kernel.run("platform")
 
 
+def test_to_run_a_clones_programs_is_not_to_write_to_them(template: Template) -> None:
+    with microvm() as kernel:
+        kernel.run("import json, sys, weakref")
+        programs = "json.dumps, type(get_ipython()), json"
+        immortal = f"[sys.getrefcount(each) == sys.getrefcount(None) for each in ({programs})]"
+        assert kernel.run(immortal) == "[True, True, True]"
+        kernel.run("class Mine: pass")
+        assert kernel.run("sys.getrefcount(Mine) < 100") == "True"
+        assert kernel.run("weakref.ref(Mine())() is None") == "True"
+
+
 def test_two_clones_do_not_see_each_others_memory_and_the_template_stays(template: Template) -> None:
     with microvm() as one, microvm() as other:
         one.run("secret = b'only mine' * 100_000")
