@@ -1,8 +1,8 @@
-"""The lab's own image: a Debian with QEMU, Python and everything the tests import, and the project's wheel.
+"""The lab's own image: a Debian with QEMU, Python, all that the tests import, and the project's wheel.
 
-It is built by the project's image builder, so the lab's root is cut like a guest's: what changes often (our own
-programs: here PID 1 of the lab, the wheel's modules, the checkout) is exchanged in seconds, the rest is built
-when the recipe changes.
+It is built by the project's image builder, so the lab's root is cut like a guest's: what changes often (our
+own programs: here PID 1 of the lab, the wheel's modules, the checkout) is exchanged in seconds, the rest is
+built when the recipe changes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,8 @@ from sandbox_kernel.image.recipe import Recipe
 from sandbox_kernel.image.store import Image, ImageStore
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SUITES = {"trixie": "Debian 13", "bookworm": "Debian 12"}
 KERNEL_MODULES = (*modules.WANTED, "kvm_amd", "vhost_vsock")
 _DEBIAN = ("python3", "procps", "mount", "util-linux", "debian-archive-keyring", "ca-certificates")
-_NOT_IN_THE_CHECKOUT = ("sandbox_kernel/", "tests/lab/")
 _FROM_THE_WHEEL = ("METADATA", "WHEEL", "entry_points.txt")
 """Of the wheel's own papers. The others name the folder and the second in which it was built."""
 
@@ -82,7 +80,7 @@ def _programs() -> Iterator[Program]:
     )
     for name in sorted(listed.stdout.splitlines()):
         file = CHECKOUT / name
-        if file.is_file() and not name.startswith(_NOT_IN_THE_CHECKOUT):
+        if file.is_file() and not name.startswith("sandbox_kernel/"):
             yield Program(f"checkout/{name}", file.read_bytes())
     yield from _wheel()
 

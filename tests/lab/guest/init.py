@@ -1,10 +1,11 @@
-"""PID 1 of the lab: makes an ordinary user's Linux out of it, runs one command as that user, hands back results.
+"""PID 1 of the lab: makes an ordinary user's Linux, runs one command as that user, hands back its results.
 
 The exchange disk (/dev/vdc) is a tar archive both ways. What comes in holds `order.json`; what goes out holds
-`status.json` and whatever the command has left in RESULTS. The command's output goes to the console as it comes.
+`status.json` and whatever the command has left in RESULTS. The command's output goes to the console as it
+comes.
 
-The project lies in the image: its wheel's modules in `site`, everything else of the checkout in `checkout`, of
-which the user gets a copy to work in. The disk of guests (/dev/vdb) holds a store of images.
+The project lies in the image: its wheel's modules in `site`, everything else of the checkout in `checkout`,
+of which the user gets a copy to work in. The disk of guests (/dev/vdb) holds a store of images.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def prepare() -> dict[str, object]:
     system.loopback_up()
     for device in DEVICES:
         os.chown(device, 0, KVM)
-        os.chmod(device, 0o660)
+        Path(device).chmod(0o660)
     _append("group", f"kvm:x:{KVM}:{','.join(USERS)}")
     for number, name in enumerate(USERS):
         add_user(name, 1000 + number)
@@ -67,6 +68,7 @@ def prepare() -> dict[str, object]:
     share_control_groups()
     install_project()
     mount_guests()
+    have_a_neighbour()
     with tarfile.open(EXCHANGE) as archive:
         archive.extractall("/", filter="data")
     order: dict[str, object] = json.loads(Path("/order.json").read_text())
@@ -134,6 +136,26 @@ def _give(paths: list[Path], user: pwd.struct_passwd) -> None:
         os.chown(path, user.pw_uid, user.pw_gid)
 
 
+def have_a_neighbour() -> None:
+    """Has the second user hold a CID, as with a kernel of their own."""
+    user = pwd.getpwnam(USERS[1])
+    place = Path("/run/neighbour")
+    place.mkdir()
+    _give([place], user)
+    program = (
+        "import pathlib, signal\n"
+        "from sandbox_kernel.vsock.reservation import reserve_cid\n"
+        "device, cid = reserve_cid()\n"
+        f"pathlib.Path({str(place / 'cid')!r}).write_text(str(cid))\n"
+        "signal.pause()"
+    )
+    subprocess.Popen([*_as(user), "/usr/bin/python3", "-c", program], stdin=subprocess.DEVNULL)
+
+
+def _as(user: pwd.struct_passwd) -> list[str]:
+    return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups", "--"]
+
+
 def run(order: dict[str, object]) -> dict[str, object]:
     """The command's exit status and how many seconds it took."""
     user = pwd.getpwnam(USERS[0])
@@ -148,7 +170,7 @@ def run(order: dict[str, object]) -> dict[str, object]:
         **os.environ,
         **{str(name): str(value) for name, value in dict(order["environment"]).items()},
     }
-    as_user = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups", "--"]
+    as_user = _as(user)
     subprocess.run([*as_user, "cp", "-a", str(HERE / "checkout"), str(checkout)], check=True)
     began = time.monotonic()
     done = subprocess.run(

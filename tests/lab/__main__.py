@@ -1,0 +1,55 @@
+"""`python -m tests.lab`: builds the lab where needed, runs a suite in it, exits with its status."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from sandbox_kernel.cli.progress import Steps
+from sandbox_kernel.errors import SandboxKernelError
+from sandbox_kernel.image.build import Order, build, default_recipe
+from sandbox_kernel.image.store import ImageStore
+from tests.lab import guests, image, machine, suites
+from tests.lab.machine import LabError
+
+DEBIANS = ("trixie", "bookworm")
+
+
+@click.command()
+@click.option("--suite", type=click.Choice(list(suites.SUITES)), default="standard", show_default=True)
+@click.option("--debian", type=click.Choice(DEBIANS), default="trixie", show_default=True, help="The lab's.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path(".cache/lab"),
+    show_default=True,
+    help="Results.",
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def main(suite: str, debian: str, output: Path, words: tuple[str, ...]) -> None:
+    """Runs a suite in the lab, or WORDS, a command of yours, after `sandbox-kernel setup`."""
+    progress = Steps(Console(stderr=True))
+    chosen = suites.Suite("a command", " ".join(words)) if words else suites.SUITES[suite]
+    began = time.monotonic()
+    try:
+        guest, _ = build(Order(default_recipe()), ImageStore(), progress)
+        lab = image.ensure(debian, progress)
+        disk = guests.ensure([guest], image.cache())
+        ended = machine.run(lab, disk, suites.command(chosen), output)
+    except (LabError, SandboxKernelError) as error:
+        raise click.ClickException(str(error)) from error
+    minutes = (time.monotonic() - began) / 60
+    click.echo(
+        f"The lab's command ended with status {ended.status}: {ended.seconds / 60:.1f} minutes by the lab's "
+        f"clock, {minutes:.1f} by this machine's; results are in {output}.",
+        err=True,
+    )
+    sys.exit(ended.status)
+
+
+if __name__ == "__main__":
+    main()

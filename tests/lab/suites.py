@@ -1,0 +1,55 @@
+"""What runs in the lab, as commands of the user there. `{results}` is what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SETUP = "sandbox-kernel setup"
+"""Probes KVM, makes a template, installs the kernelspec."""
+
+_PYTEST = "python3 -m pytest -p no:cacheprovider --junitxml=$RESULTS/junit.xml"
+_VM = (
+    "kernel",
+    "template",
+    "nursery",
+    "cleanup",
+    "isolation",
+    "clients",
+    "errors",
+    "pool",
+    "vsock_device",
+    "cycles",
+)
+"""Of tests/vm: all but what needs a network (building images, the README's commands)."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One command.
+
+    Attributes:
+        purpose: what it is for, a few words.
+        command: for the shell.
+    """
+
+    purpose: str
+    command: str
+
+
+SUITES = {
+    "smoke": Suite("KVM and the kernel's vsock, from probe to restored kernels", f"{_PYTEST} tests/lab"),
+    "standard": Suite(
+        "the smoke set and the tests of VMs that need no network",
+        f"{_PYTEST} tests/lab {' '.join(f'tests/vm/test_{name}.py' for name in _VM)}",
+    ),
+    "bench": Suite(
+        "plain ipykernel and the micro-VM side by side",
+        "python3 -m bench --json $RESULTS/bench.json; python3 -m bench.anatomy --json $RESULTS/anatomy.json",
+    ),
+    "shell": Suite("a shell on the console, for you", "exec bash -i"),
+}
+
+
+def command(suite: Suite) -> list[str]:
+    """The words that run a suite."""
+    return ["bash", "-c", f"{SETUP} && {{ {suite.command}; }}"]
