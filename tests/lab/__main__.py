@@ -11,7 +11,6 @@ from rich.console import Console
 
 from sandbox_kernel.cli.progress import Steps
 from sandbox_kernel.errors import SandboxKernelError
-from sandbox_kernel.image.build import Order, build, default_recipe
 from sandbox_kernel.image.store import ImageStore
 from tests.lab import guests, image, machine, suites
 from tests.lab.machine import LabError
@@ -36,9 +35,9 @@ def main(suite: str, debian: str, output: Path, words: tuple[str, ...]) -> None:
     chosen = suites.Suite("a command", " ".join(words)) if words else suites.SUITES[suite]
     began = time.monotonic()
     try:
-        guest, _ = build(Order(default_recipe()), ImageStore(), progress)
-        lab = image.ensure(debian, progress)
-        disk = guests.ensure([guest], image.cache())
+        store = ImageStore(image.cache() / "images")
+        disk = guests.ensure(guests.images(chosen.guests, store, progress), image.cache())
+        lab = image.ensure(debian, store, progress)
         ended = machine.run(lab, disk, suites.command(chosen), output)
     except (LabError, SandboxKernelError) as error:
         raise click.ClickException(str(error)) from error

@@ -5,6 +5,7 @@ Its folder is laid out as `sandbox_kernel.image.store` says; the files are links
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -13,10 +14,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sandbox_kernel.image import tool
-from sandbox_kernel.image.store import Image
+from sandbox_kernel.image.build import Order, build, default_recipe
+from sandbox_kernel.image.progress import Progress
+from sandbox_kernel.image.store import Image, ImageStore
+
+GUESTS = {"default": "trixie", "debian12": "bookworm"}
+"""Guest images that the lab can have, and the Debian that each is."""
 
 _LAYOUT = 1
 """Version of what is put on the disk: a change of it is a change of this number."""
+
+_KEPT = 3
+
+
+def images(names: Sequence[str], store: ImageStore, progress: Progress) -> list[Image]:
+    """The images of these names, of the default recipe, built where needed: `default` in the user's store.
+
+    Raises:
+        HostError: a tool, space or the network is missing.
+    """
+    found = []
+    for name in names:
+        recipe = dataclasses.replace(default_recipe(), suite=GUESTS[name])
+        users = ImageStore() if name == "default" else store
+        found.append(build(Order(recipe, name), users, progress)[0])
+    return found
 
 
 def ensure(images: Sequence[Image], folder: Path) -> Path:
@@ -24,7 +46,7 @@ def ensure(images: Sequence[Image], folder: Path) -> Path:
 
     Args:
         images: from any store.
-        folder: where disks are kept; those with other images are removed.
+        folder: where disks are kept; the oldest are removed.
 
     Raises:
         HostError: a tool or space is missing.
@@ -40,7 +62,7 @@ def ensure(images: Sequence[Image], folder: Path) -> Path:
             _lay(image, store)
         fresh = Path(workshop, "disk")
         tool.run(["mkfs.erofs", "--quiet", "--all-root", fresh, store], purpose="Writing the disk of guests")
-        for old in folder.glob("guests-*.erofs"):
+        for old in sorted(folder.glob("guests-*.erofs"), key=lambda file: file.stat().st_mtime)[:-_KEPT]:
             old.unlink()
         fresh.replace(disk)
     return disk

@@ -49,14 +49,14 @@ def recipe(suite: str = "trixie") -> Recipe:
     )
 
 
-def ensure(suite: str, progress: Progress) -> Image:
+def ensure(suite: str, store: ImageStore, progress: Progress) -> Image:
     """The lab's image, built or brought up to date when its inputs have changed.
 
     Raises:
         HostError: a tool, space or the network is missing.
     """
     order = Order(recipe(suite), name=f"lab-{suite}")
-    return build(order, ImageStore(cache() / "images"), progress)[0]
+    return build(order, store, progress)[0]
 
 
 def _requirements() -> tuple[str, ...]:

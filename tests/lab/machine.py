@@ -29,7 +29,7 @@ just patched (an oops in the module kvm); with one thread for both, one waits fo
 """
 MEMORY = 8192
 """MiB; the lab's files are in it, too."""
-_EXCHANGE = 256 << 20
+EXCHANGE = 256 << 20
 """Bytes of the exchange disk, of which the file takes what is written."""
 
 
@@ -95,24 +95,35 @@ def run(
     results.mkdir(parents=True, exist_ok=True)
     exchange = results / "exchange"
     try:
-        _write_order(exchange, {"command": command, "environment": environment or {}})
+        write_order(exchange, {"command": command, "environment": environment or {}})
         done = subprocess.run(command_line(image, guests, exchange, shift), check=False)
-        return _read_results(exchange, results, done.returncode)
+        return read_results(exchange, results, done.returncode)
     finally:
         exchange.unlink(missing_ok=True)
 
 
-def _write_order(exchange: Path, order: dict[str, object]) -> None:
+def write_order(exchange: Path, order: dict[str, object]) -> None:
+    """Makes the exchange disk that goes into the lab."""
     content = json.dumps(order).encode()
     with tarfile.open(exchange, "w") as archive:
         entry = tarfile.TarInfo("order.json")
         entry.size = len(content)
         archive.addfile(entry, io.BytesIO(content))
     with exchange.open("r+b") as stream:
-        stream.truncate(_EXCHANGE)
+        stream.truncate(EXCHANGE)
 
 
-def _read_results(exchange: Path, results: Path, qemu: int) -> Outcome:
+def read_results(exchange: Path, results: Path, qemu: int) -> Outcome:
+    """Takes the results off the exchange disk that came out, into the folder `results`.
+
+    Args:
+        exchange: the disk.
+        results: the folder.
+        qemu: exit status of QEMU.
+
+    Raises:
+        LabError: the lab did not come to the command, or not to its end.
+    """
     with tarfile.open(exchange) as archive:
         names = archive.getnames()
         if "status.json" not in names:

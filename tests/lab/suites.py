@@ -7,6 +7,7 @@ from dataclasses import dataclass
 SETUP = "sandbox-kernel setup"
 """Probes KVM, makes a template, installs the kernelspec."""
 
+_SMOKE = "tests/lab/test_kvm.py tests/lab/test_cgroup.py"
 _PYTEST = "python3 -m pytest -p no:cacheprovider --junitxml=$RESULTS/junit.xml"
 _VM = (
     "kernel",
@@ -30,17 +31,24 @@ class Suite:
     Attributes:
         purpose: what it is for, a few words.
         command: for the shell.
+        guests: images that it wants; see `guests`.
     """
 
     purpose: str
     command: str
+    guests: tuple[str, ...] = ("default",)
 
 
 SUITES = {
-    "smoke": Suite("KVM and the kernel's vsock, from probe to restored kernels", f"{_PYTEST} tests/lab"),
+    "smoke": Suite("KVM and the kernel's vsock, from probe to restored kernels", f"{_PYTEST} {_SMOKE}"),
     "standard": Suite(
         "the smoke set and the tests of VMs that need no network",
-        f"{_PYTEST} tests/lab {' '.join(f'tests/vm/test_{name}.py' for name in _VM)}",
+        f"{_PYTEST} {_SMOKE} {' '.join(f'tests/vm/test_{name}.py' for name in _VM)}",
+    ),
+    "versions": Suite(
+        "the guests of two Debians with the lab's QEMU",
+        f"{_PYTEST} tests/lab/test_versions.py",
+        ("default", "debian12"),
     ),
     "bench": Suite(
         "plain ipykernel and the micro-VM side by side",
