@@ -28,8 +28,11 @@ DEBIANS = ("trixie", "bookworm")
     show_default=True,
     help="Results.",
 )
+@click.option(
+    "--minutes", type=float, default=180, show_default=True, help="Until a lab that hangs is ended."
+)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def main(suite: str, debian: str, output: Path, words: tuple[str, ...]) -> None:
+def main(suite: str, debian: str, output: Path, minutes: float, words: tuple[str, ...]) -> None:
     """Runs a suite in the lab, or WORDS, a command of yours, after `sandbox-kernel setup`."""
     progress = Steps(Console(stderr=True))
     chosen = suites.Suite("a command", " ".join(words)) if words else suites.SUITES[suite]
@@ -38,13 +41,13 @@ def main(suite: str, debian: str, output: Path, words: tuple[str, ...]) -> None:
         store = ImageStore(image.cache() / "images")
         disk = guests.ensure(guests.images(chosen.guests, store, progress), image.cache())
         lab = image.ensure(debian, store, progress)
-        ended = machine.run(lab, disk, suites.command(chosen), output)
+        ended = machine.run(lab, disk, suites.command(chosen), output, minutes * 60)
     except (LabError, SandboxKernelError) as error:
         raise click.ClickException(str(error)) from error
-    minutes = (time.monotonic() - began) / 60
+    took = (time.monotonic() - began) / 60
     click.echo(
         f"The lab's command ended with status {ended.status}: {ended.seconds / 60:.1f} minutes by the lab's "
-        f"clock, {minutes:.1f} by this machine's; results are in {output}.",
+        f"clock, {took:.1f} by this machine's; results are in {output}.",
         err=True,
     )
     sys.exit(ended.status)

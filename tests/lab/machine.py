@@ -50,21 +50,20 @@ class LabError(Exception):
     """The lab itself did not work."""
 
 
-def command_line(image: Image, guests: Path, exchange: Path, shift: int | None = SHIFT) -> list[str]:
+def command_line(image: Image, guests: Path, exchange: Path) -> list[str]:
     """QEMU's argv; the serial console is its standard input and output."""
     drives = ((image.root, "on"), (guests, "on"), (exchange, "off"))
     argv = [
-        str(tool.find("qemu-system-x86_64")),
+        # Whoever starts the lab and is killed takes it along (prctl(2), PR_SET_PDEATHSIG).
+        *(str(tool.find("setpriv")), "--pdeathsig", "KILL", "--", str(tool.find("qemu-system-x86_64"))),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-machine", "pc", "-accel", "tcg,thread=single,tb-size=1024", "-cpu", "max"),
-        *("-smp", str(CPUS), "-m", f"{MEMORY}M"),
+        *("-smp", str(CPUS), "-m", f"{MEMORY}M", "-icount", f"shift={SHIFT},sleep=off"),
         *("-kernel", str(image.vmlinux), "-initrd", str(image.initrd)),
         *("-append", "console=ttyS0 quiet panic=-1 reboot=t mitigations=off random.trust_bootloader=on"),
         *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
         *("-device", "virtio-rng-pci"),
     ]
-    if shift is not None:
-        argv += ["-icount", f"shift={shift},sleep=off"]
     for number, (file, read_only) in enumerate(drives):
         argv += ["-drive", f"if=none,id=d{number},format=raw,readonly={read_only},file={file}"]
         argv += ["-device", f"virtio-blk-pci,drive=d{number}"]
@@ -76,8 +75,7 @@ def run(
     guests: Path,
     command: list[str],
     results: Path,
-    environment: dict[str, str] | None = None,
-    shift: int | None = SHIFT,
+    limit: float,
 ) -> Outcome:
     """Starts the lab, runs `command` in it as an ordinary user, in a copy of the checkout.
 
@@ -86,8 +84,7 @@ def run(
         guests: disk of guest images.
         command: the words; its output goes to our standard output.
         results: folder for what it leaves in the folder that `$RESULTS` names in there.
-        environment: variables for it.
-        shift: see `SHIFT`; None lets the lab's clock follow the host's.
+        limit: seconds, by the host's clock, after which a lab that hangs is ended.
 
     Raises:
         LabError: the lab did not come to the command, or not to its end.
@@ -95,16 +92,18 @@ def run(
     results.mkdir(parents=True, exist_ok=True)
     exchange = results / "exchange"
     try:
-        write_order(exchange, {"command": command, "environment": environment or {}})
-        done = subprocess.run(command_line(image, guests, exchange, shift), check=False)
+        write_order(exchange, command)
+        done = subprocess.run(command_line(image, guests, exchange), check=False, timeout=limit)
         return read_results(exchange, results, done.returncode)
+    except subprocess.TimeoutExpired as error:
+        raise LabError(f"The lab did not end within {limit / 60:g} minutes; allow it more.") from error
     finally:
         exchange.unlink(missing_ok=True)
 
 
-def write_order(exchange: Path, order: dict[str, object]) -> None:
+def write_order(exchange: Path, command: list[str]) -> None:
     """Makes the exchange disk that goes into the lab."""
-    content = json.dumps(order).encode()
+    content = json.dumps({"command": command}).encode()
     with tarfile.open(exchange, "w") as archive:
         entry = tarfile.TarInfo("order.json")
         entry.size = len(content)

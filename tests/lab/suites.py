@@ -22,6 +22,7 @@ _VM = (
     "cycles",
 )
 """Of tests/vm: all but what needs a network (building images, the README's commands)."""
+_MEASURES = "--only start --only round-trip --only stdout-lines --only stdout-blocks --only memory-at-ready"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ SUITES = {
     ),
     "bench": Suite(
         "plain ipykernel and the micro-VM side by side",
-        "python3 -m bench --json $RESULTS/bench.json; python3 -m bench.anatomy --json $RESULTS/anatomy.json",
+        f"python3 -m bench --markdown --trace --json $RESULTS/bench.json {_MEASURES} && "
+        "python3 -m bench.anatomy --json $RESULTS/anatomy.json",
     ),
     "shell": Suite("a shell on the console, for you", "exec bash -i"),
 }

@@ -24,12 +24,12 @@ def answer(exchange: Path, files: dict[str, bytes]) -> None:
 
 def test_an_order_is_the_first_thing_on_the_exchange_disk(tmp_path: Path) -> None:
     exchange = tmp_path / "exchange"
-    machine.write_order(exchange, {"command": ["true"], "environment": {"A": "b"}})
+    machine.write_order(exchange, ["echo", "a b"])
     with tarfile.open(exchange) as archive:
         [name] = archive.getnames()
         order = archive.extractfile(name)
         assert order is not None
-        assert json.load(order) == {"command": ["true"], "environment": {"A": "b"}}
+        assert json.load(order) == {"command": ["echo", "a b"]}
     assert exchange.stat().st_size == machine.EXCHANGE
 
 
@@ -55,7 +55,7 @@ def test_a_result_that_points_elsewhere_is_not_taken(tmp_path: Path) -> None:
 
 def test_a_lab_that_ended_early_says_so(tmp_path: Path) -> None:
     exchange = tmp_path / "exchange"
-    machine.write_order(exchange, {"command": ["true"], "environment": {}})
+    machine.write_order(exchange, ["true"])
     with pytest.raises(LabError, match="before its command"):
         machine.read_results(exchange, tmp_path, qemu=1)
 

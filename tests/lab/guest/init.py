@@ -43,8 +43,7 @@ def main() -> None:
     os.environ.update(PATH=_PATH, LANG="C.UTF-8", LC_ALL="C.UTF-8", TERM="dumb")
     os.umask(0o022)
     try:
-        order = prepare()
-        status = run(order)
+        status = run(prepare())
     except Exception:
         status = {"failed": traceback.format_exc()}
     hand_back(status)
@@ -52,8 +51,8 @@ def main() -> None:
     system.reboot()
 
 
-def prepare() -> dict[str, object]:
-    """Everything between the initramfs and the user's command; returns the order."""
+def prepare() -> list[str]:
+    """Everything between the initramfs and the user's command; returns the command."""
     system.mount_all()
     system.set_sysctls()
     system.loopback_up()
@@ -72,10 +71,10 @@ def prepare() -> dict[str, object]:
     with tarfile.open(EXCHANGE) as archive:
         written = archive.extractfile("order.json")
         assert written is not None
-        order: dict[str, object] = json.load(written)
+        command: list[str] = json.load(written)["command"]
     RESULTS.mkdir()
     shutil.chown(RESULTS, USERS[0])
-    return order
+    return command
 
 
 def add_user(name: str, number: int) -> None:
@@ -157,7 +156,7 @@ def _as(user: pwd.struct_passwd) -> list[str]:
     return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups", "--"]
 
 
-def run(order: dict[str, object]) -> dict[str, object]:
+def run(command: list[str]) -> dict[str, object]:
     """The command's exit status and how many seconds it took."""
     user = pwd.getpwnam(USERS[0])
     checkout = Path(user.pw_dir, "checkout")
@@ -169,13 +168,12 @@ def run(order: dict[str, object]) -> dict[str, object]:
         "XDG_RUNTIME_DIR": f"/run/user/{user.pw_uid}",
         "RESULTS": str(RESULTS),
         **os.environ,
-        **{str(name): str(value) for name, value in dict(order["environment"]).items()},
     }
     as_user = _as(user)
     subprocess.run([*as_user, "cp", "-a", str(HERE / "checkout"), str(checkout)], check=True)
     began = time.monotonic()
     done = subprocess.run(
-        [*as_user, *map(str, order["command"])],
+        [*as_user, *command],
         stdin=console,
         stdout=console,
         stderr=console,
