@@ -21,7 +21,7 @@ from jupyter_client.manager import KernelManager
 from jupyter_core.utils import ensure_event_loop
 
 from bench import memory, pool
-from bench.kernel import DEADLINE, START, KernelTrouble, expect, variant
+from bench.kernel import DEADLINE, START, KernelTrouble, expect, traced, variant
 
 _QUESTION, _ANSWER = "1+1", "2"
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -71,7 +71,7 @@ class Crowd:
             report = getattr(manager.provisioner, "report", {})
             expect(report, self._way)
             self.accelerator = str(report.get("accelerator", [self.accelerator])[0])
-            self.traces.append(dict(report.get("trace", {})))
+            self.traces.append(traced(manager))
             _ask(client)
         except BaseException:
             with self._lock:

@@ -70,7 +70,7 @@ class Turn:
     @property
     def phases(self) -> dict[str, float]:
         """Seconds from the client's request until each phase of a VM's start was done; see `phases`."""
-        return dict(self.report.get("trace", {}))
+        return traced(self.manager)
 
     @property
     def accelerator(self) -> str:
@@ -182,6 +182,12 @@ def started(name: str) -> Iterator[Turn]:
             client.stop_channels()
             if not turn.over:
                 manager.shutdown_kernel(now=True)
+
+
+def traced(manager: KernelManager) -> dict[str, float]:
+    """Seconds by phase of the start of a kernel's VM; nothing for a kernel without one."""
+    handle = getattr(manager.provisioner, "handle", None)
+    return dict(handle.status()["trace"]) if handle is not None else {}
 
 
 def _in_a_vm(manager: KernelManager) -> bool:

@@ -74,7 +74,7 @@ def run(file: Path, kernelspec: str | None, command: tuple[str, ...], trace: boo
     handle = handles[-1]
     print(f"The kernel runs in a micro-VM ({summary(report['trace'])}).", file=sys.stderr, flush=True)
     if trace:
-        print(*lines(report["trace"]), sep="\n", file=sys.stderr, flush=True)
+        print(*lines(handle.status()["trace"]), sep="\n", file=sys.stderr, flush=True)
     for number in _FORWARDED_SIGNALS:
         signal.signal(number, lambda got, _: threading.Thread(target=handle.signal, args=(got,)).start())
     status = handle.wait()

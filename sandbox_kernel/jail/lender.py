@@ -9,20 +9,17 @@ its mount, and the lender opens the file from the jail's root. It gives nothing 
 It lends once, before the guest has run an instruction, and then closes the listener. From then on nobody can
 make the supervisor work or wait by opening files; calls of this kind fail with ENOSYS.
 
-A filter holds for the thread that installs it and for its children. So the child is started from a thread
-made for that; unlike code between fork and exec, that leaves Python its vfork(2), which saves 2 ms.
-The thread stays until the child has ended, as a parent-death signal (PR_SET_PDEATHSIG, prctl(2)) comes when
-that thread dies.
+The filter is put on the thread that starts the program (parent.py).
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
+from sandbox_kernel.jail.parent import ParentThread
 from sandbox_kernel.jail.seccomp import Filter, Listener, Request
 
 if TYPE_CHECKING:
@@ -39,7 +36,7 @@ class Lender:
         self._path = path
         self._listener: Listener | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ended = threading.Event()
+        self._parent = ParentThread()
         self.lent = False
         """Whether the child has the file."""
         self.refusal = ""
@@ -54,26 +51,16 @@ class Lender:
         Raises:
             OSError: Linux refused the filter (`refusal` says why), or it is from `start`.
         """
-        results: list[_T] = []
-        errors: list[BaseException] = []
-        done = threading.Event()
 
-        def begin() -> None:
-            try:
-                self._listener = Listener(self._install())
-                results.append(start())
-            except BaseException as error:
-                errors.append(error)
-            finally:
-                done.set()
-            self._ended.wait()
+        def begin() -> _T:
+            self._listener = Listener(self._install())
+            return start()
 
-        threading.Thread(target=begin, name="parent-of-qemu", daemon=True).start()
-        done.wait()
-        if errors:
+        try:
+            return self._parent.run(begin)
+        except BaseException:
             self.close()
-            raise errors[0]
-        return results[0]
+            raise
 
     def turn(self) -> None:
         """Answers what has been asked so far, for a caller that has no event loop yet."""
@@ -89,7 +76,7 @@ class Lender:
     def close(self) -> None:
         """Ends it, when the child has ended; idempotent."""
         self._stop_listening()
-        self._ended.set()
+        self._parent.close()
 
     def _install(self) -> int:
         try:

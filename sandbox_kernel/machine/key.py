@@ -5,7 +5,7 @@ from __future__ import annotations
 from sandbox_kernel.image.store import Image
 from sandbox_kernel.jail import bubblewrap
 from sandbox_kernel.machine.accelerator import INSTALL
-from sandbox_kernel.qemu.command import KERNEL_ARGUMENTS, TRANSLATION_CACHE
+from sandbox_kernel.qemu.command import EMULATED_CPU, KERNEL_ARGUMENTS, TRANSLATION_CACHE
 from sandbox_kernel.template.key import TemplateKey, identify_cpu, identify_qemu
 
 
@@ -25,5 +25,5 @@ def key_of(
         tuple(sorted({*modules, *image.manifest.preload})),
         identify_qemu(bubblewrap.find("qemu-system-x86_64", INSTALL)),
         identify_cpu(accelerator),
-        " ".join((*KERNEL_ARGUMENTS, str(TRANSLATION_CACHE))),
+        " ".join((*KERNEL_ARGUMENTS, EMULATED_CPU, str(TRANSLATION_CACHE))),
     )

@@ -24,7 +24,7 @@ class QemuProcess:
     def __init__(self, spawned: Spawned, log: Path) -> None:
         """Takes over a process, with `log` as the file for its standard error; needs a running event loop."""
         self._popen = spawned.popen
-        self._lender = spawned.lender
+        self._parent, self._lender = spawned.parent, spawned.lender
         self._stderr = Transcript(spawned.errors, log)
         self._child: int | None = None
         self.qemu_pid = spawned.child
@@ -76,7 +76,6 @@ class QemuProcess:
         for pidfd in (self._pidfd, self._child):
             if pidfd is not None:
                 os.close(pidfd)
-        if self._lender is not None:
-            self._lender.close()
+        self._parent.close()
         self._stderr.close()
         self.exited.set_result(self._popen.wait())

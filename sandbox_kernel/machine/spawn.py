@@ -1,7 +1,7 @@
 """Starts QEMU's process: jailed, and in its cgroup before its first instruction. Needs no event loop.
 
-bubblewrap is asked to hold the jailed process back (`--block-fd`) until it has been put into the cgroup,
-which takes some milliseconds that are waited for here.
+It is born in the cgroup where that can be had. Where not, bubblewrap is asked to hold the jailed process back
+(`--block-fd`) until it has been put there, which takes some milliseconds that are waited for here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from sandbox_kernel.errors import HostError, TemplateUnsafeError
 from sandbox_kernel.jail.bubblewrap import Jail
 from sandbox_kernel.jail.cgroup import Cgroup
+from sandbox_kernel.jail.parent import ParentThread
 
 if TYPE_CHECKING:
     from sandbox_kernel.jail.lender import Lender
@@ -37,12 +38,15 @@ class Spawned:
         popen: bubblewrap.
         child: process id of QEMU.
         errors: what both write to standard error.
-        lender: answers when QEMU opens its RAM; None where it needs nobody for that.
+        parent: the thread that has started it, to be closed when it has ended.
+        lender: answers when QEMU opens its RAM, and is then that thread's owner; None where it needs nobody
+            for that.
     """
 
     popen: subprocess.Popen[bytes]
     child: int
     errors: int
+    parent: ParentThread | Lender
     lender: Lender | None
 
     def kill(self) -> None:
@@ -55,7 +59,7 @@ class Spawned:
             os.kill(self.child, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             self.popen.wait(_KILLED)
-        _end(self.popen, self.errors, self.lender)
+        _end(self.popen, self.errors, self.parent)
 
 
 def spawn(
@@ -83,22 +87,38 @@ def spawn(
     info_reader, info_writer = os.pipe2(os.O_CLOEXEC)
     block_reader, block_writer = os.pipe2(os.O_CLOEXEC)
     error_reader, error_writer = os.pipe2(os.O_CLOEXEC)
-    popen = None
+    parent = lender or ParentThread()
+    popen, born = None, False
+
+    def start() -> subprocess.Popen[bytes]:
+        nonlocal born
+        born = cgroup.join()
+        return subprocess.Popen(
+            jail.command(argv, info_fd=info_writer, block_fd=block_reader),
+            stdin=subprocess.DEVNULL,
+            stdout=error_writer,
+            stderr=error_writer,
+            pass_fds=(*fds, info_writer, block_reader),
+            cwd="/",
+        )
+
     try:
         try:
-            command = jail.command(argv, info_fd=info_writer, block_fd=block_reader)
-            popen = _run(jail, command, error_writer, (*fds, info_writer, block_reader), lender)
+            if lender is not None and jail.needs_set_uid:
+                raise unsafe(f"{jail.bwrap} is set-uid root")
+            popen = parent.run(start)
         finally:
             for fd in (info_writer, block_reader, error_writer):
                 os.close(fd)
         child = _read_child_pid(info_reader)
-        cgroup.add(popen.pid)
-        cgroup.add(child)
+        if not born:
+            cgroup.add(popen.pid)
+            cgroup.add(child)
         if nice:
             os.setpriority(os.PRIO_PROCESS, child, os.getpriority(os.PRIO_PROCESS, 0) + nice)
-        return Spawned(popen, child, error_reader, lender)
+        return Spawned(popen, child, error_reader, parent, lender)
     except (OSError, ValueError, KeyError) as error:
-        words = _end(popen, error_reader, lender)
+        words = _end(popen, error_reader, parent)
         if lender is not None:
             raise unsafe(lender.refusal or words or str(error)) from error
         raise HostError(
@@ -106,7 +126,7 @@ def spawn(
             "run `sandbox-kernel doctor` and look at user namespaces and cgroups."
         ) from error
     except BaseException:
-        _end(popen, error_reader, lender)
+        _end(popen, error_reader, parent)
         raise
     finally:
         os.close(info_reader)
@@ -123,28 +143,7 @@ def unsafe(reason: str) -> TemplateUnsafeError:
     )
 
 
-def _run(
-    jail: Jail, command: list[str], errors: int, fds: tuple[int, ...], lender: Lender | None
-) -> subprocess.Popen[bytes]:
-    if lender is not None and jail.needs_set_uid:
-        raise unsafe(f"{jail.bwrap} is set-uid root")
-
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, pass_fds=fds, cwd="/"
-        )
-
-    if lender is None:
-        return start()
-    try:
-        return lender.run(start)
-    except OSError as error:
-        if lender.refusal:
-            raise unsafe(lender.refusal) from error
-        raise
-
-
-def _end(popen: subprocess.Popen[bytes] | None, errors: int, lender: Lender | None) -> str:
+def _end(popen: subprocess.Popen[bytes] | None, errors: int, parent: ParentThread | Lender) -> str:
     """Ends what has come to life, and returns the last it said."""
     words = b""
     if popen is not None:
@@ -154,8 +153,7 @@ def _end(popen: subprocess.Popen[bytes] | None, errors: int, lender: Lender | No
         with suppress(BlockingIOError):
             words = os.read(errors, _WORDS)
     os.close(errors)
-    if lender is not None:
-        lender.close()
+    parent.close()
     return " | ".join(words.decode("utf-8", "replace").split("\n")).strip(" |")
 
 

@@ -87,6 +87,11 @@ class MicroVMProvisioner(KernelProvisionerBase):
         """Process id of the supervisor; None while there is none."""
         return self._handle.pid if self._handle is not None else None
 
+    @property
+    def handle(self) -> SupervisorHandle | None:
+        """The supervisor's; None while there is none."""
+        return self._handle
+
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Decides about the VM, its endpoints, its command and its environment.
 
@@ -107,7 +112,7 @@ class MicroVMProvisioner(KernelProvisionerBase):
         return kwargs
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
-        """Boots the VM and starts the kernel; returns when it accepts connections.
+        """Boots the VM and starts the kernel; returns when it accepts connections, or is sure to.
 
         Raises:
             SandboxKernelError: with a sentence for the user, unless this is an automatic restart.

@@ -1,7 +1,8 @@
 """The supervisor: everything that happens to one VM, in order, in one asyncio process.
 
     prepare  folders and guardian → machine boots → relay attaches; only for a VM that is to wait for a kernel
-    launch   the same with relay binds before → agent starts the kernel → relay attaches and forwards
+    launch   the same with relay binds before → agent starts the kernel → relay attaches and forwards; of a
+             kernel that a template had ready the client is told before the last step, which cannot but come
     run      forwards signals; waits for the first of: client gone, stop asked for, kernel ended, VM ended
     end      truthful death report if the end was not orderly → machine stops → relay closes → process exits
 
@@ -19,6 +20,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sandbox_kernel.agent.answers import Started
 from sandbox_kernel.agent.client import Configuration, KernelExit
 from sandbox_kernel.agent.protocol import CHANNEL_PORTS, can_adopt
 from sandbox_kernel.errors import (
@@ -93,6 +95,7 @@ class Supervisor:
         self._beginning: Beginning | None = None
         self._machine: Machine | None = None
         self._attached: asyncio.Task[None] | None = None
+        self._connecting: asyncio.Task[None] | None = None
         self._idle: list[asyncio.Task[None]] = []
         self._orderly = False
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
@@ -139,18 +142,21 @@ class Supervisor:
                 self._trace.restart(request.began)
                 machine, beginning = self._machine, self._assign(request)
                 self._bind(request.connection)
-            kernel_exit = await self._start_kernel(machine, request)
-            self._relay.start()
-            self._trace.mark("kernel connected")
+            started, late = await self._start_kernel(machine, request)
+            kernel_exit = self._task(self._await_kernel(machine, _LATER if started.adopted else 0.0))
+            if not started.adopted:
+                await self._connect(machine, late, kernel_exit)
             for task in self._idle:
                 task.cancel()
             self._watch(machine.ended, self._on_machine_ended)
             self._watch(self._relay.failed, self._on_machine_ended)
             self._watch(kernel_exit, self._on_kernel_exit)
-            if not machine.restored:
-                self._task(self._make_template(beginning.decision))
-            log.info("started: %s", self._trace.line())
-            return self._report()
+        if started.adopted:
+            connecting = self._connect_later(machine, late, kernel_exit, request.spec.boot_timeout)
+            self._connecting = self._task(connecting)
+        if not machine.restored:
+            self._task(self._make_template(beginning.decision))
+        return self._report()
 
     async def signal(self, number: int) -> bool:
         """Sends a signal to the kernel's process group in the guest; False when there is none any more."""
@@ -161,8 +167,10 @@ class Supervisor:
             return await self._machine.agent.signal(number)
 
     async def status(self) -> dict[str, Any]:
-        """What the agent reports of the kernel and the guest's memory."""
+        """What the agent reports of the kernel and the guest's memory; once the relay has its channels."""
         assert self._machine is not None
+        if self._connecting is not None:
+            await asyncio.wait((self._connecting,))
         status = await self._machine.agent.status()
         return {"guest": status.to_dict(), "trace": self._trace.phases}
 
@@ -267,8 +275,12 @@ class Supervisor:
         except SandboxKernelError as error:
             log.warning("%s", error)
 
-    async def _start_kernel(self, machine: Machine, request: LaunchRequest) -> asyncio.Task[KernelExit]:
-        """Starts the kernel and connects the relay to it; the task ends when the kernel ends."""
+    async def _start_kernel(self, machine: Machine, request: LaunchRequest) -> tuple[Started, bool]:
+        """Starts the kernel, or has the one that stands by become it.
+
+        Returns:
+            What the agent says of it, and whether the guest's clock may be late.
+        """
         if machine.restored and can_adopt(list(request.argv), dict(request.env)):
             self._attach()
         configuration = _configuration(request.spec.processes)
@@ -281,13 +293,28 @@ class Supervisor:
         self._trace.mark("kernel started")
         if not started.adopted:
             await self._detach()
-        kernel_exit = self._task(self._await_kernel(machine, _LATER if started.adopted else 0.0))
         # The guest has set its clock on the way; whatever did not pass on it was spent before or after.
-        if took - (started.clock - configuration.clock) > _RIGHT_ENOUGH:
+        return started, took - (started.clock - configuration.clock) > _RIGHT_ENOUGH
+
+    async def _connect(self, machine: Machine, late: bool, kernel_exit: asyncio.Task[KernelExit]) -> None:
+        """Sets the guest's clock, if it may be late, connects the relay to the kernel, and forwards."""
+        if late:
             log.info("the guest's clock is right but for %.3f s", await machine.agent.synchronise())
             self._trace.mark("clock set")
         await self._until_attached(self._attach(), kernel_exit)
-        return kernel_exit
+        self._relay.start()
+        self._trace.mark("kernel connected")
+        log.info("started: %s", self._trace.line())
+
+    async def _connect_later(
+        self, machine: Machine, late: bool, kernel_exit: asyncio.Task[KernelExit], seconds: float
+    ) -> None:
+        """`_connect` for a client that has been answered; what goes wrong ends the VM."""
+        try:
+            async with self._in_time(seconds):
+                await self._connect(machine, late, kernel_exit)
+        except SandboxKernelError as error:
+            self._on_machine_ended(error)
 
     async def _await_kernel(self, machine: Machine, delay: float) -> KernelExit:
         """Waits until the kernel has ended, over a connection of its own."""

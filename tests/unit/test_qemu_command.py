@@ -9,6 +9,7 @@ import pytest
 
 from sandbox_kernel.qemu.command import QemuConfig, TemplateRam, VsockDevice, command_line
 
+RAM = PurePosixPath("/ram")
 CONFIG = QemuConfig(PurePosixPath("/usr/bin/qemu-system-x86_64"), PurePosixPath("/image"), 512, 2, "tcg", 7)
 
 
@@ -44,15 +45,22 @@ def test_the_guests_memory_cannot_be_shrunk_under_the_device() -> None:
 @pytest.mark.parametrize(
     ("ram", "how"),
     [
-        (TemplateRam(PurePosixPath("/ram"), private=False), "share=on"),
-        (TemplateRam(PurePosixPath("/ram"), private=True), "share=off"),
-        (TemplateRam(PurePosixPath("/ram"), private=True, read_only=True), "share=off,readonly=on,rom=off"),
+        (TemplateRam(RAM, private=False), "share=on"),
+        (TemplateRam(RAM, private=True), "share=off"),
+        (TemplateRam(RAM, private=True, read_only=True), "share=off,readonly=on,rom=off"),
     ],
 )
 def test_a_templates_ram_is_shared_by_its_maker_and_private_to_a_clone(ram: TemplateRam, how: str) -> None:
     argv = command_line(dataclasses.replace(CONFIG, template=ram))
     assert values(argv, "-object") == [f"memory-backend-file,id=ram,size=512M,mem-path=/ram,{how}"]
     assert values(argv, "-incoming") == (["defer"] if ram.private else [])
+
+
+def test_a_clone_does_not_read_the_kernel_that_it_has_in_its_ram() -> None:
+    boots = {"-kernel", "-initrd", "-append"}
+    assert boots <= set(command_line(CONFIG))
+    assert boots <= set(command_line(dataclasses.replace(CONFIG, template=TemplateRam(RAM, private=False))))
+    assert not boots & set(command_line(dataclasses.replace(CONFIG, template=TemplateRam(RAM, private=True))))
 
 
 def test_the_accelerator_is_the_one_chosen_and_no_other() -> None:
@@ -65,9 +73,15 @@ def test_the_accelerator_is_the_one_chosen_and_no_other() -> None:
 def test_each_vsock_is_a_device_of_its_own_kind() -> None:
     userspace = dataclasses.replace(CONFIG, vsock=VsockDevice(9))
     kernel = dataclasses.replace(CONFIG, vsock=VsockDevice(9, kernel_cid=77))
-    assert values(command_line(userspace), "-device")[-1] == "driver=vhost-user-vsock-pci,chardev=vsock"
+    assert (
+        values(command_line(userspace), "-device")[-1]
+        == "driver=vhost-user-vsock-pci,chardev=vsock,vectors=4"
+    )
     assert "socket,id=vsock,fd=9" in values(command_line(userspace), "-chardev")
-    assert values(command_line(kernel), "-device")[-1] == "driver=vhost-vsock-pci,guest-cid=77,vhostfd=9"
+    assert (
+        values(command_line(kernel), "-device")[-1]
+        == "driver=vhost-vsock-pci,guest-cid=77,vhostfd=9,vectors=4"
+    )
 
 
 def test_a_machine_nobody_talks_to_has_no_qmp() -> None:
