@@ -161,9 +161,17 @@ def _try_lock(folder: Path) -> Iterator[int | None]:
 def _prune(base: Path) -> None:
     """Keeps the newest `KEPT_LOGS` folders of VMs that are gone."""
     gone = [folder for folder in base.iterdir() if not _lives(folder.name)]
-    gone.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
+    gone.sort(key=_changed, reverse=True)
     for folder in gone[KEPT_LOGS:]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _changed(folder: Path) -> float:
+    """When; long ago for one that its guardian has removed meanwhile."""
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _lives(name: str) -> bool:

@@ -74,6 +74,14 @@ def test_only_the_newest_logs_of_dead_vms_are_kept(tmp_path: Path) -> None:
     assert claimed.logs.exists()
 
 
+def test_logs_that_go_while_they_are_looked_at_keep_no_vm_from_starting(tmp_path: Path) -> None:
+    base = tmp_path / "state" / "sandbox-kernel" / "vms"
+    base.mkdir(parents=True)
+    (base / "gone-999999999").symlink_to(tmp_path / "removed")  # listed, and not there when it is asked for
+    (base / "old-999999999").mkdir()
+    assert folders.claim("a1").logs.exists()
+
+
 def test_a_folder_that_is_renamed_keeps_its_lock_and_what_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     claimed = folders.claim("waiting")
     (claimed.runtime / "k-1").touch()
