@@ -5,8 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 APT := DEBIAN_FRONTEND=noninteractive apt-get
 
-.PHONY: help env setup demo test lint unit vm conformance bench fuzz lab lab-smoke lab-shell \
-    lab-versions lab-bench leftovers clean
+.PHONY: help env setup demo test lint unit vm conformance bench fuzz lab lab-tools lab-smoke \
+    lab-shell lab-versions lab-bench leftovers clean
 
 help:
 	@echo "make demo         run notebooks/hello.ipynb in a micro-VM"
@@ -62,13 +62,18 @@ bench: setup
 fuzz: env
 	$(BIN)/python -m pytest -m fuzz tests/fuzz
 
-lab: setup
+lab-tools: setup
+	@command -v faketime >/dev/null || { [ "$$(id -u)" = 0 ] && \
+	    $(APT) install -q -y --no-install-recommends faketime; } || \
+	    { echo "faketime is missing: sudo apt-get install faketime"; exit 1; }
+
+lab: lab-tools
 	$(BIN)/python -m tests.lab
 
-lab-smoke lab-shell lab-bench: setup
+lab-smoke lab-shell lab-bench: lab-tools
 	$(BIN)/python -m tests.lab --suite $(@:lab-%=%)
 
-lab-versions: setup
+lab-versions: lab-tools
 	$(BIN)/python -m tests.lab --suite versions --debian bookworm --output .cache/lab/bookworm
 	$(BIN)/python -m tests.lab --suite versions --debian trixie --output .cache/lab/trixie
 
