@@ -10,6 +10,7 @@ of which the user gets a copy to work in. The disk of guests (/dev/vdb) holds a 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pwd
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import termios
 import time
 import traceback
 from pathlib import Path
@@ -29,6 +31,7 @@ import system  # noqa: E402  (the project's own, of its guests' PID 1)
 USERS = ("sandbox", "neighbour")
 """Two ordinary users: what one host's kernels share (CIDs) is shared between users."""
 DEVICES = ("/dev/kvm", "/dev/vhost-vsock")
+CONSOLE = "/dev/ttyS0"
 EXCHANGE = Path("/dev/vdc")
 GUESTS = Path("/dev/vdb")
 RESULTS = Path("/results")
@@ -160,8 +163,9 @@ def run(command: list[str]) -> dict[str, object]:
     """The command's exit status and how many seconds it took."""
     user = pwd.getpwnam(USERS[0])
     checkout = Path(user.pw_dir, "checkout")
-    console = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY)
-    subprocess.run(["stty", "-F", "/dev/console", "-onlcr", "cols", "120", "rows", "40"], check=False)
+    console = os.open(CONSOLE, os.O_RDWR | os.O_NOCTTY)
+    os.chown(CONSOLE, user.pw_uid, user.pw_gid)
+    subprocess.run(["stty", "-F", CONSOLE, "cols", "120", "rows", "40"], check=True)
     environment = {
         "HOME": user.pw_dir,
         "USER": user.pw_name,
@@ -189,6 +193,8 @@ def _as_in_a_session() -> None:
     Path("/sys/fs/cgroup/user/session/cgroup.procs").write_text(str(os.getpid()))
     system.set_limits()
     os.setsid()
+    # /dev/console cannot be that (tty_io.c of Linux), and without one Ctrl-C interrupts nobody.
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def hand_back(status: dict[str, object]) -> None:
