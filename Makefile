@@ -5,7 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 APT := DEBIAN_FRONTEND=noninteractive apt-get
 
-.PHONY: help env setup demo test lint unit vm conformance bench fuzz leftovers clean
+.PHONY: help env setup demo test lint unit vm conformance bench fuzz lab lab-tools lab-smoke \
+    lab-shell lab-versions lab-bench leftovers clean
 
 help:
 	@echo "make demo         run notebooks/hello.ipynb in a micro-VM"
@@ -13,6 +14,8 @@ help:
 	@echo "make conformance  the suites of Jupyter's own projects against the micro-VM"
 	@echo "make bench        plain ipykernel and the micro-VM side by side, and how many fit (15 minutes)"
 	@echo "make fuzz         long property runs of what parses a guest's bytes"
+	@echo "make lab          the tests of VMs with KVM and the kernel's vsock, in an emulated machine that has both"
+	@echo "make lab-shell    a shell in there; lab-smoke, lab-versions, lab-bench: see README"
 
 env: .venv/.installed
 .venv/.installed: pyproject.toml
@@ -58,6 +61,21 @@ bench: setup
 
 fuzz: env
 	$(BIN)/python -m pytest -m fuzz tests/fuzz
+
+lab-tools: setup
+	@command -v faketime >/dev/null || { [ "$$(id -u)" = 0 ] && \
+	    $(APT) install -q -y --no-install-recommends faketime; } || \
+	    { echo "faketime is missing: sudo apt-get install faketime"; exit 1; }
+
+lab: lab-tools
+	$(BIN)/python -m tests.lab
+
+lab-smoke lab-shell lab-bench: lab-tools
+	$(BIN)/python -m tests.lab --suite $(@:lab-%=%)
+
+lab-versions: lab-tools
+	$(BIN)/python -m tests.lab --suite versions --debian bookworm --output .cache/lab/bookworm
+	$(BIN)/python -m tests.lab --suite versions --debian trixie --output .cache/lab/trixie
 
 # What a clean-up has missed is a failure of the suite.
 leftovers:

@@ -133,10 +133,15 @@ def _write_kernel(recipe: Recipe, parts: Path, finished: Path) -> None:
     vmlinuz = next(iter((parts / "boot").glob("vmlinuz-*")))
     release = vmlinuz.name.removeprefix("vmlinuz-")
     (finished / "vmlinux").write_bytes(kernel.extract(vmlinuz.read_bytes()))
-    loaded = modules.in_load_order(parts / "usr/lib/modules" / release)
-    busybox = (parts / "usr/bin/busybox").read_bytes()
+    loaded = modules.in_load_order(_merged(parts, f"lib/modules/{release}"), recipe.kernel_modules)
+    busybox = _merged(parts, "bin/busybox").read_bytes()
     entries = initramfs.entries(recipe.initramfs, busybox, loaded)
     (finished / "initrd").write_bytes(initramfs.archive(entries))
+
+
+def _merged(parts: Path, path: str) -> Path:
+    """Where a package has what lies below /usr since Debian 13: packages of older ones have it at the top."""
+    return parts / "usr" / path if (parts / "usr" / path).exists() else parts / path
 
 
 def _pack(recipe: Recipe, root: Path, finished: Path, progress: Progress) -> Manifest:

@@ -24,10 +24,10 @@ from pathlib import Path
 import uv
 
 from sandbox_kernel.errors import ImageError, MissingToolError
-from sandbox_kernel.image import tool
+from sandbox_kernel.image import system, tool
 
-PLATFORM = "x86_64-manylinux_2_40"
-"""Debian 13 has glibc 2.41; the next older name that uv knows."""
+NEWEST = (2, 40)
+"""Version of glibc in the newest platform's name that uv knows; Debian 13 has 2.41."""
 
 _NOT_NEEDED = (
     "dist/share/jupyter/labextensions",  # the frontend's half of widgets is served by the host
@@ -61,6 +61,19 @@ def python_version(root: Path) -> str:
     return match[1]
 
 
+def platform(root: Path) -> str:
+    """uv's name for systems like this root: what runs with its C library, by dpkg's version of that.
+
+    Raises:
+        ImageError: there is none.
+    """
+    match = re.match(r"(\d+)\.(\d+)", system.packages(root).get("libc6", ""))
+    if match is None:
+        raise ImageError("The guest's root has no C library (libc6); the recipe must be one of Debian.")
+    major, minor = min(NEWEST, (int(match[1]), int(match[2])))
+    return f"x86_64-manylinux_{major}_{minor}"
+
+
 def site(root: Path) -> Path:
     """Folder of the guest's own Python packages, which Debian's Python finds by itself."""
     return root / "usr/local/lib" / f"python{python_version(root)}" / "dist-packages"
@@ -84,7 +97,7 @@ def install(root: Path, requirements: Sequence[str], scratch: Path) -> None:
         [
             *(_uv(), "pip", "install", "--quiet", "--no-progress", "--requirement", file, "--target", target),
             *("--python", sys.executable, "--python-version", python_version(root)),
-            *("--python-platform", PLATFORM, "--only-binary", ":all:", "--link-mode", "copy"),
+            *("--python-platform", platform(root), "--only-binary", ":all:", "--link-mode", "copy"),
         ],
         purpose="Installing Python packages",
         env={**_index(os.environ), **os.environ},

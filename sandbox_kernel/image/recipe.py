@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox_kernel.errors import ConfigurationError
+from sandbox_kernel.image import modules
 from sandbox_kernel.image.programs import Program
 
 BUILDER = 2
@@ -52,6 +53,7 @@ class Recipe:
         builder: version of the build's steps.
         preload: Python modules that are imported in the image's templates; written into the image, so that
             images that differ in them are different images.
+        kernel_modules: modules of the guest's kernel that are loaded at boot.
     """
 
     programs: tuple[Program, ...]
@@ -62,6 +64,7 @@ class Recipe:
     python_packages: tuple[str, ...] = PYTHON_PACKAGES
     builder: int = BUILDER
     preload: tuple[str, ...] = ()
+    kernel_modules: tuple[str, ...] = modules.WANTED
 
     def with_packages(self, packages: tuple[str, ...]) -> Recipe:
         """The same recipe with more Python packages; each counts once, order does not matter."""
@@ -102,6 +105,8 @@ class Recipe:
             "debian": sorted(self.debian_packages),
             "kernel": sorted(self.kernel_packages),
             "python": sorted(self.python_packages),
+            # In their order: what a module needs without saying so is named before it.
+            **({} if self.kernel_modules == modules.WANTED else {"modules": list(self.kernel_modules)}),
         }
 
 

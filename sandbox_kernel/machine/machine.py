@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 _POLL = 0.05
 _POLL_RESTORED = 0.002
 _ATTEMPT = 5.0
+_SEEN = 1.0
+"""Seconds until QEMU's end is seen after the streams to its guest have broken."""
 
 
 class Machine:
@@ -111,6 +113,17 @@ class Machine:
     async def connect_agent(self, timeout: float = _ATTEMPT) -> AgentClient:
         """One more connection to the agent: calls on one connection wait for each other."""
         return AgentClient(await self.vsock.connect(AGENT_PORT, timeout))
+
+    async def cause_of(self, error: SandboxKernelError) -> SandboxKernelError:
+        """Why a call to the guest failed: `error`, or the VM's own end.
+
+        When QEMU dies, the host's kernel resets its vsock streams before anybody can see that it is dead.
+        """
+        if isinstance(error, GuestError) and not isinstance(error, GuestProtocolError):
+            await asyncio.wait({self.ended}, timeout=_SEEN)
+            if self.ended.done():
+                return self.ended.result()
+        return error
 
     async def stop(self) -> None:
         """Ends the VM and releases everything; idempotent, and safe in every state."""

@@ -320,7 +320,8 @@ class Supervisor:
                 if following is not None:
                     await following
             except SandboxKernelError as error:
-                self._on_machine_ended(error)
+                machine = self._machine
+                self._on_machine_ended(error if machine is None else await machine.cause_of(error))
             except Exception as error:
                 log.exception("the supervisor failed")
                 self._on_machine_ended(HostError(f"The supervisor failed ({error!r}); logs: {self._logs()}."))

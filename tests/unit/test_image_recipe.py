@@ -27,6 +27,7 @@ RECIPE = Recipe(programs=(Program("init.py", b"print(1)\n"),), initramfs="#!/bin
         {"kernel_packages": ("linux-image-cloud-amd64", "busybox-static")},
         {"python_packages": ("ipykernel",)},
         {"builder": 999},
+        {"kernel_modules": ("erofs", "overlay")},
     ],
     ids=lambda change: "-".join(change),
 )

@@ -99,3 +99,21 @@ def test_the_guests_python_is_read_off_its_root(tmp_path: Path) -> None:
         packages.python_version(tmp_path)
     (tmp_path / "usr/bin/python3").symlink_to("python3.14")
     assert packages.site(tmp_path) == tmp_path / "usr/local/lib/python3.14/dist-packages"
+
+
+@pytest.mark.parametrize(
+    ("version", "platform"), [("2.36-9+deb12u13", "manylinux_2_36"), ("2.41-12", "manylinux_2_40")]
+)
+def test_wheels_run_with_the_roots_c_library(tmp_path: Path, version: str, platform: str) -> None:
+    status = tmp_path / "var/lib/dpkg/status"
+    status.parent.mkdir(parents=True)
+    status.write_text(f"Package: libc6\nStatus: install ok installed\nVersion: {version}\n")
+    assert packages.platform(tmp_path) == f"x86_64-{platform}"
+
+
+def test_a_root_without_a_c_library_is_refused(tmp_path: Path) -> None:
+    status = tmp_path / "var/lib/dpkg/status"
+    status.parent.mkdir(parents=True)
+    status.write_text("Package: musl\nStatus: install ok installed\nVersion: 1.2.5-3\n")
+    with pytest.raises(ImageError, match="libc6"):
+        packages.platform(tmp_path)

@@ -243,6 +243,14 @@ def bench_density(command: str, folder: Path) -> None:
     assert (folder / "density.png").read_bytes().startswith(b"\x89PNG")
 
 
+def make_lab(command: str, folder: Path) -> None:
+    """What is started; the lab itself takes minutes and is a part of CI of its own."""
+    suite = command.partition("make lab-")[2]
+    said = run(f"{command} --dry-run", ROOT)
+    assert "-m tests.lab" in said
+    assert f"--suite {suite}" in said if suite else "--suite" not in said
+
+
 CHECKS: dict[str, Callable[[str, Path], None]] = {
     "make demo": make_demo,
     "make test": make_test,
@@ -260,6 +268,7 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "sandbox-kernel pool status": show_pool,
     "sandbox-kernel pool unit": write_unit,
     "make bench": make_bench,
+    "make lab": make_lab,
     "python -m bench --trace": bench,
     "python -m bench.density": bench_density,
 }
