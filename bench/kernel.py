@@ -16,6 +16,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
 from bench import pool
+from sandbox_kernel.host.kernelspec import spec_of
 from sandbox_kernel.supervisor.nursery import nursery
 
 DEADLINE = 120.0
@@ -30,8 +31,6 @@ WAYS = {COLD: "cold", POOLED: "pooled", FIRST: "first"}
 Without, it is restored from a template, for a client that has started one before (supervisor/nursery.py).
 """
 START = "SANDBOX_KERNEL_START"
-_WARM = 0.5
-"""Seconds that a zygote may take to come up before a turn begins."""
 _FIXES = {
     "cold": "the kernelspec must not set start",
     "restored": "`sandbox-kernel template build` makes the template",
@@ -164,8 +163,7 @@ def started(name: str) -> Iterator[Turn]:
             stack.enter_context(pool.running(kernelspec))
         stack.callback(nursery.close)
         if way == "restored" and _in_a_vm(manager):
-            nursery.warm()
-            time.sleep(_WARM)
+            nursery.warm(spec_of(kernelspec))
         began = time.monotonic()
         manager.start_kernel(stderr=subprocess.DEVNULL)  # a plain kernel's warnings would break the table
         client = manager.blocking_client()

@@ -1,6 +1,7 @@
 """A micro-VM from power-on to power-off.
 
-    start   jailed QEMU (ignition.py) → vsock device → QMP greeting → guest's agent answers
+    load    a clone's first half: jailed QEMU (ignition.py) → the template's devices → vsock device
+    start   the same, unless it has been done → the guest runs → QMP greeting → guest's agent answers
     ended   a future: why the machine is no more (QEMU died, a protocol was broken, powered off, panicked)
     stop    the reverse of start, written once, run whatever happened before
 
@@ -51,6 +52,7 @@ class Machine:
         self._plan = ignition.plan
         self._trace = trace or Trace()
         self._lifecycle = Lifecycle()
+        self._script: Script | None = None
         self._stack = AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
         self.ended: asyncio.Future[SandboxKernelError] = asyncio.get_running_loop().create_future()
@@ -68,6 +70,19 @@ class Machine:
         """Where this machine stands."""
         return self._lifecycle.state
 
+    async def load(self) -> None:
+        """Has QEMU load the devices of its template; `start` then lets the guest run.
+
+        Raises:
+            TemplateError: QEMU did not take the state; TemplateUnsafeError: nor its RAM.
+        """
+        try:
+            self._attend()
+            await self._load()
+        except BaseException:
+            await self.stop()
+            raise
+
     async def start(self) -> None:
         """Boots or restores the guest until its agent has answered.
 
@@ -80,7 +95,8 @@ class Machine:
         try:
             self._attend()
             if self.restored:
-                await self._until_running(self._plan.boot_timeout)
+                await self._load()
+                await self._run()
             self.running.set()
             # A clone comes up by itself; QMP is for what happens later.
             greeting = asyncio.create_task(self._greet())
@@ -123,7 +139,9 @@ class Machine:
         return self._vmm.console.last_lines()
 
     def _attend(self) -> None:
-        """Begins to serve what QEMU waits for as it comes up."""
+        """Begins to serve what QEMU waits for as it comes up, unless that has been done."""
+        if self.state is not State.NEW:
+            return
         ignition = self._ignition
         ignition.taken = True
         self._lifecycle.move(State.BOOTING)
@@ -140,28 +158,40 @@ class Machine:
         self.process.exited.add_done_callback(lambda _: self._on_exit())
         self.vsock.failed.add_done_callback(self._on_violation)
 
-    async def _until_running(self, timeout: float) -> None:
-        """Waits until QEMU has loaded the devices of its template, lets the guest run, and has its vsock.
+    async def _load(self) -> None:
+        """Waits until QEMU has loaded the devices of its template, unless it has.
 
         Raises:
             TemplateError: QEMU did not take the state; TemplateUnsafeError: nor its RAM.
         """
-        end = self._ignition.powered.script
-        assert end is not None
-        script = Script(end)
+        if self._script is None:
+            assert self._ignition.powered.script is not None
+            self._script = Script(self._ignition.powered.script)
+            await self._until(self._script, "loaded")
+            self._trace.mark("devices restored")
+            self._script.plug_in({**dict(vsock_device(self._ignition.device)), "id": "vsock"})
+
+    async def _run(self) -> None:
+        """Lets the guest run, and tells its agent so: there is a device to be looked for.
+
+        Raises:
+            TemplateError: QEMU did not do it.
+        """
+        assert self._script is not None
+        assert self._ignition.powered.script is not None
+        self._script.go_on()
+        self._vmm.type("")
+        await self._until(self._script, "running")
+        self._ignition.powered.script.close()
+        self._trace.mark("guest runs")
+
+    async def _until(self, script: Script, done: str) -> None:
         try:
-            async with asyncio.timeout(timeout):
-                await self._follow(script, "loaded")
-                if script.loaded:
-                    self._trace.mark("devices restored")
-                    script.go_on({**dict(vsock_device(self._ignition.device)), "id": "vsock"})
-                    await self._follow(script, "running")
+            async with asyncio.timeout(self._plan.boot_timeout):
+                await self._follow(script, done)
         except (TimeoutError, OSError) as error:
             script.error = script.error or str(error) or "no answer in time"
-        if script.running:
-            end.close()
-            self._vmm.type("")
-            self._trace.mark("vsock plugged in")
+        if getattr(script, done):
             return
         await self.process.kill()
         self.process.check_ram()

@@ -242,9 +242,21 @@ class MicroVMProvisioner(KernelProvisionerBase):
         pooled = await in_thread(take, self._spec)
         if pooled is not None:
             try:
-                return await self._launch_in(pooled, request)
+                await self._launch_in(pooled, request)
+                return
             except (GuestError, HostError) as error:
                 self.log.warning("The pool's VM is of no use: %s", error)
+        await self._launch_alone(request)
+        nursery.expect(self._spec)
+
+    async def _launch_alone(self, request: LaunchRequest) -> None:
+        """Launches in a VM that waits for this process's next kernel, or else in a new one."""
+        waiting = await in_thread(nursery.waiting, self._spec)
+        if waiting is not None:
+            try:
+                return await self._launch_in(waiting, request)
+            except (GuestError, HostError) as error:
+                self.log.info("The VM that waited is of no use: %s", error)
         return await self._launch_in(await in_thread(nursery.supervisor), request)
 
     async def _launch_in(self, handle: SupervisorHandle, request: LaunchRequest) -> None:

@@ -1,8 +1,8 @@
 """A clone's start over QMP: what it is to do when it is up lies in a socket of its own before QEMU starts.
 
-So nobody has to be there when it comes up: QEMU sets its capability, loads the template's devices and lets
-the guest run (docs/interop/qmp-spec.rst). What is then to be plugged in follows as an answer to its `RESUME`
-event. This is all of QMP that a start needs; the client for the VM's further life (machine/vmm.py) takes
+So nobody has to be there when it comes up: QEMU sets its capability and loads the template's devices
+(docs/interop/qmp-spec.rst). When it has said so, what cannot be in a template is plugged in, and the guest
+runs. This is all of QMP that a start needs; the client for the VM's further life (machine/vmm.py) takes
 longer to come up than QEMU.
 """
 
@@ -45,9 +45,13 @@ class Script:
         self.error = ""
         """What QEMU said when something did not go well."""
 
-    def go_on(self, device: Mapping[str, str | int]) -> None:
-        """Plugs a device in, by `device_add`'s arguments, and lets the guest run, until `running`."""
-        self._connection.send(_command("device_add", device) + _command("cont", {}, _LAST))
+    def plug_in(self, device: Mapping[str, str | int]) -> None:
+        """Plugs a device in, by `device_add`'s arguments, once all is `loaded`."""
+        self._connection.send(_command("device_add", device))
+
+    def go_on(self) -> None:
+        """Lets the guest run; it does when it is `running`."""
+        self._connection.send(_command("cont", {}, _LAST))
 
     def look(self) -> None:
         """Takes what QEMU has said; the attributes then tell what is known."""

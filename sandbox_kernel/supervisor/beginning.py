@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sandbox_kernel.errors import HostError, TemplateError, TemplateUnsafeError
 from sandbox_kernel.machine.ignition import Ignition, MachinePlan, ignite
 from sandbox_kernel.supervisor.belongings import Belongings
-from sandbox_kernel.supervisor.decision import Decision
+from sandbox_kernel.supervisor.decision import Decision, decide_now
 from sandbox_kernel.template.store import Template, TemplateStore
 from sandbox_kernel.trace import Trace
 
@@ -34,28 +34,64 @@ class Beginning:
         decision: what it is.
         belongings: what it has on the host.
         ignition: its QEMU, until the machine takes that over.
-        machine: the machine, once it is attended to.
-        starting: its start, which goes on by itself.
+        starting: its start, which goes on by itself; None before.
     """
 
     decision: Decision
     belongings: Belongings
     ignition: Ignition
-    machine: Machine | None = None
     starting: asyncio.Task[None] | None = None
+    _machine: Machine | None = None
+
+    @property
+    def machine(self) -> Machine:
+        """The machine, once it is attended to or has loaded."""
+        assert self._machine is not None
+        return self._machine
 
     async def attend(self, trace: Trace) -> Machine:
         """Has the machine start, and returns it when its guest runs, or will not."""
         from asyncio import create_task, wait
 
-        from sandbox_kernel.machine.machine import Machine
-
-        self.machine = machine = Machine(self.ignition, trace)
+        machine = self._of_ignition(trace)
         self.starting = create_task(machine.start())
         running = create_task(machine.running.wait())
         await wait((self.starting, running), return_when="FIRST_COMPLETED")
         running.cancel()
         return machine
+
+    async def load(self, trace: Trace) -> None:
+        """Has the machine load its template, and no more; `attend` goes on from there.
+
+        Raises:
+            TemplateError: there is none, or it is of no use.
+        """
+        if self.ignition.plan.template is None:
+            raise TemplateError("There is no template that a VM could wait with.")
+        await self._of_ignition(trace).load()
+
+    def check_fresh(self) -> None:
+        """For a guest that has not run yet: is its template still the one that a new VM would get?
+
+        Raises:
+            TemplateError: it is not.
+        """
+        loaded = self.ignition.plan.template
+        if self.starting is not None or loaded is None:
+            return
+        now = decide_now(self.decision.spec)
+        found = TemplateStore().open(now.key) if now is not None and now.key is not None else None
+        if found is None or (found.digest, found.created) != (loaded.digest, loaded.created):
+            raise TemplateError(
+                "The template that the VM waits with is not the present one; launch a new one."
+            )
+
+    def _of_ignition(self, trace: Trace) -> Machine:
+        from sandbox_kernel.machine.machine import Machine
+
+        if self._machine is None:
+            self._machine = Machine(self.ignition, trace)
+        return self._machine
 
     async def aclose(self) -> None:
         """Ends the machine, whatever it has come to; idempotent."""
@@ -64,8 +100,8 @@ class Beginning:
         if self.starting is not None:
             self.starting.cancel()
             await gather(self.starting, return_exceptions=True)
-        if self.machine is not None:
-            await self.machine.stop()
+        if self._machine is not None:
+            await self._machine.stop()
         self.ignition.abandon()
 
     async def boot_instead(self, error: TemplateError, trace: Trace) -> None:
@@ -74,6 +110,7 @@ class Beginning:
         assert template is not None
         _boots_instead(error, template)
         await self.aclose()
+        self._machine = self.starting = None
         self.ignition = _ignite(self.decision, self.belongings, None, trace)
         await self.attend(trace)
 

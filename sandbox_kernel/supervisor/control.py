@@ -3,7 +3,7 @@
 They share one stream socket pair. The client sends one JSON object a line, the supervisor answers each with
 one JSON object a line, in order:
 
-    {"op": "prepare", "id", "spec"}      has a VM ready whose kernel is yet to be launched; left out by most
+    {"op": "prepare", ...PrepareRequest} has a VM ready whose kernel is yet to be launched; left out by most
     {"op": "launch", ...LaunchRequest}   boots the VM and starts the kernel; answered when the kernel accepts
     {"op": "signal", "number": 2}        to the kernel's process group in the guest; 0 asks whether it lives
     {"op": "status"}                     what the guest's agent reports
@@ -91,10 +91,19 @@ class LaunchRequest:
 
 @dataclass(frozen=True)
 class PrepareRequest:
-    """A VM to be had ready before its kernel is wanted; `id` and `spec` as in `LaunchRequest`."""
+    """A VM to be had ready before its kernel is wanted.
+
+    Attributes:
+        id, spec: as in `LaunchRequest`.
+        asleep: whether its guest is left as it was saved: the template is loaded and nothing more. Else the
+            guest runs, is connected and has rehearsed its start.
+        client: process whose end is the end of a VM that is asleep.
+    """
 
     id: str
     spec: VMSpec
+    asleep: bool = False
+    client: int = field(default_factory=os.getpid)
 
     def to_line(self) -> bytes:
         """This request as a line of the protocol."""
@@ -108,8 +117,13 @@ class PrepareRequest:
             ConfigurationError: a field is missing or has the wrong type.
         """
         try:
-            request = cls(str(message["id"]), VMSpec.from_dict(message["spec"]))
-        except (KeyError, TypeError, AttributeError) as error:
+            request = cls(
+                str(message["id"]),
+                VMSpec.from_dict(message["spec"]),
+                message["asleep"] is True,
+                int(message["client"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(
                 f"The prepare request is malformed ({error!r}); send what control.py says."
             ) from error

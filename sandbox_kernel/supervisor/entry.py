@@ -36,7 +36,7 @@ def run(control_fd: int) -> int:
 
 
 async def _live(control_fd: int, request: First) -> int:
-    if request.begun is not None and request.begun.beginning is not None:
+    if request.begun is not None and request.begun.beginning is not None and not request.asleep:
         await request.begun.beginning.attend(request.begun.trace)
     from sandbox_kernel.supervisor import process
 

@@ -8,7 +8,6 @@ import socket
 from dataclasses import dataclass, field
 
 from sandbox_kernel.errors import ConfigurationError, SandboxKernelError
-from sandbox_kernel.jail import huge_pages
 from sandbox_kernel.supervisor.beginning import Beginning, begin
 from sandbox_kernel.supervisor.control import MAX_LINE, LaunchRequest, PrepareRequest, from_line
 from sandbox_kernel.supervisor.decision import decide_now
@@ -56,10 +55,12 @@ class First:
     Attributes:
         line: the request as it came; empty when the client went away instead.
         begun: what has come of it; None when that is for the event loop to do.
+        asleep: whether the guest is not to run yet.
     """
 
     line: bytes
     begun: Begun | None = field(default=None)
+    asleep: bool = False
 
 
 def confine() -> None:
@@ -69,7 +70,6 @@ def confine() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
-    huge_pages.do_without()
 
 
 def receive(control_fd: int) -> First:
@@ -89,7 +89,8 @@ def receive(control_fd: int) -> First:
         decision = decide_now(request.spec)
         if decision is None:
             return First(line)
-        return First(line, Begun(trace, begin(request.id, decision, control_fd, trace)))
+        begun = Begun(trace, begin(request.id, decision, control_fd, trace))
+        return First(line, begun, getattr(request, "asleep", False))
     except (SandboxKernelError, OSError) as error:
         return First(line, Begun(trace, error=error))
 

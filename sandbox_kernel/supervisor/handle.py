@@ -73,10 +73,10 @@ class SupervisorHandle:
         """Sends a signal to the kernel's process group; False when the kernel is dead."""
         try:
             return bool(self._ask(to_line({"op": "signal", "number": number}), _ANSWER).get("alive"))
-        except GuestError:
-            if self._told is None and self.poll() is None:
+        except GuestError as error:
+            if isinstance(error.__cause__, TimeoutError):
                 raise
-            return False
+            return False  # it has hung up: nobody is left to get a signal
 
     def status(self) -> dict[str, Any]:
         """What the guest's agent reports, and the seconds of each phase of the start."""
@@ -112,6 +112,11 @@ class SupervisorHandle:
         self._socket.close()
         assert status is not None
         return status
+
+    def forget(self) -> None:
+        """In a forked child: it is the parent's, so only this process's descriptors are closed."""
+        self._lifeline.close()
+        self._socket.close()
 
     def _hear(self, seconds: float) -> None:
         """Takes what an ended supervisor has still sent; the end of that is its guardian's end."""

@@ -4,6 +4,10 @@ A client that starts one kernel often starts more: a server, a test suite, a res
 first kernel a client gets a zygote of its own, a child that ends with it. A supervisor that is forked there
 is up in milliseconds instead of a tenth of a second, and shares with the others what they all have imported.
 
+And the next VM like the last one is then begun: its supervisor waits with a QEMU that has loaded the
+template, a guest that has not run since it was saved, and some 25 MiB. It ends with the client, or when
+nobody has wanted it for a while.
+
 One nursery per process; usable from any thread. A forked child of a client has none of its parent's.
 """
 
@@ -12,8 +16,12 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from sandbox_kernel.errors import HostError
+from sandbox_kernel.errors import HostError, SandboxKernelError
+from sandbox_kernel.spec import VMSpec
+from sandbox_kernel.supervisor.control import PrepareRequest
 from sandbox_kernel.supervisor.handle import SupervisorHandle
 from sandbox_kernel.supervisor.surroundings import surroundings
 from sandbox_kernel.supervisor.zygote import Zygote
@@ -21,16 +29,40 @@ from sandbox_kernel.supervisor.zygote import Zygote
 log = logging.getLogger(__name__)
 
 _AFTER = 1.0
-"""Seconds after a first start before the zygote is: the first cells come first."""
+"""Seconds after a start before zygote and next VM are made: the first cells come first."""
+_KEEP = 300.0
+"""Seconds that a VM waits for a kernel."""
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A VM that waits for a kernel.
+
+    Attributes:
+        shape: what it is; see `VMSpec.shape`.
+        handle: its supervisor's.
+        surroundings: for whom it was made.
+    """
+
+    shape: VMSpec
+    handle: SupervisorHandle
+    surroundings: dict[str, str] = field(repr=False)
+
+    def end(self) -> None:
+        """Ends it and waits until it is cleaned up."""
+        self.handle.kill()
+        self.handle.wait()
 
 
 class Nursery:
     """The supervisors of one client."""
 
-    def __init__(self, after: float = _AFTER) -> None:
-        """A nursery that gets its zygote `after` seconds from its first supervisor."""
-        self._after = after
+    def __init__(self, after: float = _AFTER, keep: float = _KEEP) -> None:
+        """A nursery that looks ahead `after` seconds after a start, for `keep` seconds."""
+        self._after, self._keep = after, keep
         self._zygote: Zygote | None = None
+        self._waiting: _Waiting | None = None
+        self._next: VMSpec | None = None
         self._timer: threading.Timer | None = None
         self._surroundings: dict[str, str] = {}
         self._turn = threading.Lock()
@@ -50,47 +82,108 @@ class Nursery:
                     log.warning("%s", error)
             self._close()
             self._surroundings = mine
-            if self._timer is None:
-                self._timer = threading.Timer(self._after, self._start)
-                self._timer.daemon = True
-                self._timer.start()
+            self._wake_in(self._after, self._look_ahead)
         return SupervisorHandle.spawn()
 
-    def warm(self) -> None:
-        """Gets the zygote now, for a client that knows that it will start kernels."""
+    def waiting(self, spec: VMSpec) -> SupervisorHandle | None:
+        """A supervisor that waits with a VM for `spec`, from now on the caller's; None without one."""
+        with self._turn:
+            found, self._waiting = self._waiting, None
+        if found is None:
+            return None
+        if (found.shape, found.surroundings) == (spec.shape, surroundings()) and found.handle.poll() is None:
+            return found.handle
+        found.end()
+        return None
+
+    def expect(self, spec: VMSpec) -> None:
+        """A kernel has been started for `spec`; the next one may well be like it."""
+        with self._turn:
+            self._next = spec.shape if spec.start == "auto" else None
+            self._wake_in(self._after, self._look_ahead)
+
+    def warm(self, spec: VMSpec | None = None) -> None:
+        """Gets the zygote now, and a VM for `spec`, for a client that knows that it will start kernels."""
         with self._turn:
             self._surroundings = surroundings()
-        self._start()
+            self._next = spec.shape if spec is not None else None
+        self._look_ahead()
 
     def close(self) -> None:
-        """Ends the zygote; the supervisors go on, and a later one begins anew."""
+        """Ends the zygote and what waits; the other supervisors go on, and a later one begins anew."""
         with self._turn:
             self._close()
 
-    def _start(self) -> None:
+    def forget(self) -> None:
+        """Begins anew with nothing, as a forked child has to: all there is is its parent's."""
+        self._turn = threading.Lock()
+        self._surroundings = {}
+        self._timer = self._next = None
+        if self._waiting is not None:
+            self._waiting.handle.forget()
+            self._waiting = None
+        if self._zygote is not None:
+            self._zygote.forget()
+            self._zygote = None
+
+    def _wake_in(self, seconds: float, call: Callable[[], None]) -> None:
+        """Has `call` called in `seconds`, instead of what was to be called before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(seconds, call)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _look_ahead(self) -> None:
+        """Gets the zygote, and the VM that is expected next."""
         with self._turn:
-            self._timer = None
-            if self._zygote is None and self._surroundings == surroundings():
+            mine = surroundings()
+            if self._surroundings != mine:
+                return
+            if self._zygote is None:
                 try:
                     self._zygote = Zygote()
                 except OSError as error:
                     log.warning("this client's supervisors start an interpreter each (%s)", error)
+                    return
+            zygote, shape = self._zygote, self._next
+            if shape is None or self._waiting is not None:
+                return
+        try:
+            handle = zygote.supervisor()
+        except HostError as error:
+            log.warning("%s", error)
+            return
+        made = _Waiting(shape, handle, mine)
+        try:
+            handle.prepare(PrepareRequest(f"s{os.urandom(5).hex()}", shape, asleep=True))
+        except SandboxKernelError as error:
+            log.info("no VM waits for the next kernel: %s", error)
+            made.end()
+            return
+        with self._turn:
+            if self._zygote is zygote and self._waiting is None:
+                self._waiting = made
+                self._wake_in(self._keep, self._give_up)
+                return
+        made.end()
+
+    def _give_up(self) -> None:
+        with self._turn:
+            found, self._waiting = self._waiting, None
+        if found is not None:
+            found.end()
 
     def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._next = None
+        if self._waiting is not None:
+            self._waiting.end()
+            self._waiting = None
         if self._zygote is not None:
             self._zygote.close()
-            self._zygote = None
-
-    def forget(self) -> None:
-        """Begins anew with nothing, as a forked child has to: the zygote is its parent's."""
-        self._turn = threading.Lock()
-        self._surroundings = {}
-        self._timer = None
-        if self._zygote is not None:
-            self._zygote.forget()
             self._zygote = None
 
 

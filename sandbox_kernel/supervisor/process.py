@@ -119,6 +119,8 @@ async def _perform(
     match message.get("op"):
         case "prepare" if not launched:
             prepare = PrepareRequest.from_message(message)
+            if prepare.asleep:
+                _watch_client(prepare.client, supervisor)
             return await _while_connected(reader, supervisor, supervisor.prepare(prepare))
         case "launch" if not launched:
             launch = LaunchRequest.from_message(message)

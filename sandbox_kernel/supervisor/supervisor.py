@@ -13,16 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox_kernel.agent.answers import Started
-from sandbox_kernel.agent.client import Configuration, KernelExit
-from sandbox_kernel.agent.protocol import CHANNEL_PORTS, can_adopt
+from sandbox_kernel.agent.client import KernelExit
 from sandbox_kernel.errors import (
     BootError,
     ConfigurationError,
@@ -41,6 +37,7 @@ from sandbox_kernel.supervisor.beginning import Beginning, begin
 from sandbox_kernel.supervisor.control import LaunchRequest, PrepareRequest, addresses
 from sandbox_kernel.supervisor.decision import Decision, decide
 from sandbox_kernel.supervisor.first import Begun
+from sandbox_kernel.supervisor.guest_kernel import GuestKernel
 from sandbox_kernel.template.store import TemplateStore
 from sandbox_kernel.trace import Trace
 
@@ -48,12 +45,6 @@ log = logging.getLogger(__name__)
 
 _DRAIN = 2.0
 _SIGNAL = 10.0
-_CONNECT = 10.0
-_ENTROPY = 64
-_RIGHT_ENOUGH = 15_000_000
-"""Nanoseconds that a guest's clock may be behind."""
-_LATER = 0.2
-"""Seconds until somebody waits for the end of a kernel that is known to live: its first request is first."""
 _TEMPLATE_AFTER = 5.0
 """Seconds after a cold start before a template is made: the first cells come first."""
 _TEMPLATE_TIMEOUT = 300.0
@@ -94,15 +85,16 @@ class Supervisor:
         self._stack.push_async_callback(self._relay.aclose)
         self._beginning: Beginning | None = None
         self._machine: Machine | None = None
-        self._attached: asyncio.Task[None] | None = None
+        self._kernel: GuestKernel | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._idle: list[asyncio.Task[None]] = []
+        self._pooled = False
         self._orderly = False
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         """Resolved when the VM is to end; the caller then calls `close`."""
 
     async def prepare(self, request: PrepareRequest) -> dict[str, Any]:
-        """Has a VM ready whose kernel nobody wants yet: restored, connected, and rehearsed.
+        """Has a VM ready whose kernel nobody wants yet: restored, connected, and rehearsed; or loaded only.
 
         Returns:
             As `launch`.
@@ -112,11 +104,15 @@ class Supervisor:
         """
         async with self._in_time(request.spec.boot_timeout):
             beginning = await self._begin(request.id, request.spec)
-            machine = await self._start_machine(beginning)
-            if machine.restored:
-                await self._attach()
-                await machine.agent.rehearse(_configuration(request.spec.processes))
+            if request.asleep:
+                await beginning.load(self._trace)
+            else:
+                machine = await self._start_machine(beginning)
+                if machine.restored:
+                    await self._kernel_of(machine).rehearse(request.spec.processes)
+                self._pooled = True
             self._trace.mark("prepared")
+            machine = self._machine = beginning.machine
             self._idle = [
                 self._watch(machine.ended, self._on_machine_ended),
                 self._watch(self._relay.failed, self._on_machine_ended),
@@ -136,24 +132,22 @@ class Supervisor:
         async with self._in_time(request.spec.boot_timeout):
             if self._machine is None:
                 beginning = await self._begin(request.id, request.spec)
-                self._bind(request.connection)
-                machine = await self._start_machine(beginning)
             else:
                 self._trace.restart(request.began)
-                machine, beginning = self._machine, self._assign(request)
-                self._bind(request.connection)
-            started, late = await self._start_kernel(machine, request)
-            kernel_exit = self._task(self._await_kernel(machine, _LATER if started.adopted else 0.0))
-            if not started.adopted:
-                await self._connect(machine, late, kernel_exit)
+                beginning = self._assign(request)
+            self._bind(request.connection)
+            machine = await self._start_machine(beginning)
+            kernel = self._kernel_of(machine)
+            await kernel.start(request)
+            if not kernel.adopted:
+                await kernel.connect()
             for task in self._idle:
                 task.cancel()
             self._watch(machine.ended, self._on_machine_ended)
             self._watch(self._relay.failed, self._on_machine_ended)
-            self._watch(kernel_exit, self._on_kernel_exit)
-        if started.adopted:
-            connecting = self._connect_later(machine, late, kernel_exit, request.spec.boot_timeout)
-            self._connecting = self._task(connecting)
+            self._watch(kernel.exit, self._on_kernel_exit)
+        if kernel.adopted:
+            self._connecting = self._task(self._connect_later(kernel, request.spec.boot_timeout))
         if not machine.restored:
             self._task(self._make_template(beginning.decision))
         return self._report()
@@ -212,6 +206,9 @@ class Supervisor:
             ) from error
         except OSError as error:
             raise _of_the_host(error) from error
+        except KernelStartError as error:
+            self.keep_logs()
+            raise KernelStartError(f"{str(error).removesuffix('.')} ({self._evidence()}).") from error
         except (HostError, GuestError):
             self.keep_logs()
             raise
@@ -234,6 +231,7 @@ class Supervisor:
             raise ConfigurationError(
                 "The VM that is ready has another configuration than the kernel asks for; launch a new one."
             )
+        self._beginning.check_fresh()
         self._beginning.belongings.rename(request.id)
         log.info("this VM is now %s's", request.id)
         return self._beginning
@@ -247,7 +245,7 @@ class Supervisor:
         assert machine is not None
         assert self._beginning is not None
         decision = self._beginning.decision
-        how = "cold" if not machine.restored else "pooled" if self._idle else "restored"
+        how = "cold" if not machine.restored else "pooled" if self._pooled else "restored"
         return {
             "accelerator": [decision.accelerator, decision.why["accelerator"]],
             "vsock": [decision.vsock, decision.why["vsock"]],
@@ -261,13 +259,22 @@ class Supervisor:
     async def _start_machine(self, beginning: Beginning) -> Machine:
         """Waits until a VM that was begun has started; boots another one if its template is of no use."""
         try:
-            self._machine = machine = beginning.machine or await beginning.attend(self._trace)
+            if beginning.starting is None:
+                await beginning.attend(self._trace)
             assert beginning.starting is not None
+            self._machine = machine = beginning.machine
             await beginning.starting
         except TemplateError as error:
             await beginning.boot_instead(error, self._trace)
             return await self._start_machine(beginning)
         return machine
+
+    def _kernel_of(self, machine: Machine) -> GuestKernel:
+        """The machine's kernel, always the same."""
+        if self._kernel is None:
+            self._kernel = GuestKernel(machine, self._relay, self._trace)
+            self._stack.push_async_callback(self._kernel.aclose)
+        return self._kernel
 
     async def _make_template(self, decision: Decision) -> None:
         """Makes the template that this kernel lacked, for the next one: later, and after everything else."""
@@ -280,92 +287,13 @@ class Supervisor:
         except SandboxKernelError as error:
             log.warning("%s", error)
 
-    async def _start_kernel(self, machine: Machine, request: LaunchRequest) -> tuple[Started, bool]:
-        """Starts the kernel, or has the one that stands by become it.
-
-        Returns:
-            What the agent says of it, and whether the guest's clock may be late.
-        """
-        if machine.restored and can_adopt(list(request.argv), dict(request.env)):
-            self._attach()
-        configuration = _configuration(request.spec.processes)
-        connection = _guest_connection(request.connection)
-        sent = time.time_ns()
-        started = await machine.agent.start(
-            request.argv, request.env, connection, configuration=configuration
-        )
-        took = time.time_ns() - sent
-        self._trace.mark("kernel started")
-        if not started.adopted:
-            await self._detach()
-        # The guest has set its clock on the way; whatever did not pass on it was spent before or after.
-        return started, took - (started.clock - configuration.clock) > _RIGHT_ENOUGH
-
-    async def _connect(self, machine: Machine, late: bool, kernel_exit: asyncio.Task[KernelExit]) -> None:
-        """Sets the guest's clock, if it may be late, connects the relay to the kernel, and forwards."""
-        if late:
-            log.info("the guest's clock is right but for %.3f s", await machine.agent.synchronise())
-            self._trace.mark("clock set")
-        await self._until_attached(self._attach(), kernel_exit)
-        self._relay.start()
-        self._trace.mark("kernel connected")
-        log.info("started: %s", self._trace.line())
-
-    async def _connect_later(
-        self, machine: Machine, late: bool, kernel_exit: asyncio.Task[KernelExit], seconds: float
-    ) -> None:
-        """`_connect` for a client that has been answered; what goes wrong ends the VM."""
+    async def _connect_later(self, kernel: GuestKernel, seconds: float) -> None:
+        """Connects the relay for a client that has been answered; what goes wrong ends the VM."""
         try:
             async with self._in_time(seconds):
-                await self._connect(machine, late, kernel_exit)
+                await kernel.connect()
         except SandboxKernelError as error:
             self._on_machine_ended(error)
-
-    async def _await_kernel(self, machine: Machine, delay: float) -> KernelExit:
-        """Waits until the kernel has ended, over a connection of its own."""
-        await asyncio.sleep(delay)
-        waiter = await machine.connect_agent()
-        self._stack.push_async_callback(waiter.aclose)
-        return await waiter.wait()
-
-    def _attach(self) -> asyncio.Task[None]:
-        """Connects the relay to the guest's channels; once, until `_detach`."""
-        machine = self._machine
-        assert machine is not None
-        if self._attached is None:
-            self._attached = self._task(
-                self._relay.attach(lambda channel: machine.vsock.connect(CHANNEL_PORTS[channel], _CONNECT))
-            )
-        return self._attached
-
-    async def _detach(self) -> None:
-        """Lets go of a kernel that has been replaced by another one."""
-        if self._attached is not None:
-            self._attached.cancel()
-            await asyncio.gather(self._attached, return_exceptions=True)
-            self._relay.detach()
-            self._attached = None
-
-    async def _until_attached(
-        self, attach: asyncio.Task[None], kernel_exit: asyncio.Task[KernelExit]
-    ) -> None:
-        """Waits for the relay, unless kernel or machine ends first."""
-        machine, relay = self._machine, self._relay
-        assert machine is not None
-        either: set[asyncio.Future[Any]] = {attach, kernel_exit, machine.ended, relay.failed}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if attach.done():
-            attach.result()
-            return
-        if machine.ended.done():
-            raise machine.ended.result()
-        if relay.failed.done():
-            raise relay.failed.result()
-        ended = kernel_exit.result()
-        words = f": {ended.tail[-500:]}" if ended.tail else ""
-        raise KernelStartError(
-            f"The kernel {ended.how()} before it accepted connections{words} ({self._evidence()})."
-        )
 
     async def _on_kernel_exit(self, result: KernelExit) -> None:
         log.info("the kernel ended: %s", result)
@@ -435,15 +363,6 @@ def _endpoints(info: Mapping[str, Any]) -> ClientEndpoints:
         curve_publickey=public.encode() if public else None,
         curve_secretkey=secret.encode() if secret else None,
     )
-
-
-def _configuration(processes: int) -> Configuration:
-    return Configuration(time.time_ns(), "sandbox", os.urandom(_ENTROPY), processes)
-
-
-def _guest_connection(info: Mapping[str, Any]) -> dict[str, Any]:
-    """The connection info for the guest: key and scheme are Jupyter's, the endpoints are the guest's own."""
-    return {name: info[name] for name in ("key", "signature_scheme", "kernel_name") if name in info}
 
 
 def _of_the_host(error: OSError) -> HostError:

@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 
@@ -43,6 +44,7 @@ class Zygote:
                 start_new_session=True,
             )
         self._socket.settimeout(_PATIENCE)
+        self._turn = threading.Lock()  # an answer belongs to the request before it
 
     @property
     def pid(self) -> int:
@@ -52,21 +54,24 @@ class Zygote:
     def fork(self) -> tuple[Ward, socket.socket]:
         """A new supervisor, and the client's end of its control socket; blocks for some milliseconds.
 
+        From any thread.
+
         Raises:
             HostError: the zygote is gone, or cannot fork.
         """
         ours, theirs = socket.socketpair()
         try:
-            with theirs:
+            with theirs, self._turn:
                 socket.send_fds(self._socket, [_FORK], [theirs.fileno()])
-            answer, fds, _, _ = socket.recv_fds(self._socket, 64, 1, socket.MSG_CMSG_CLOEXEC)
+                answer, fds, _, _ = socket.recv_fds(self._socket, 64, 1, socket.MSG_CMSG_CLOEXEC)
             if not fds:
                 raise ConnectionResetError("it has ended")
             return Ward(int(answer), fds[0]), ours
         except (OSError, ValueError) as error:
             ours.close()
             raise HostError(
-                f"The pool's zygote (process {self.pid}) starts no supervisor ({error}); restart the pool."
+                f"The zygote (process {self.pid}) starts no supervisor ({error}); "
+                f"restart process {os.getpid()}, whose it is."
             ) from error
 
     def supervisor(self) -> SupervisorHandle:

@@ -40,9 +40,14 @@ def test_the_guest_runs_when_the_last_command_is_answered(ends: tuple[socket.soc
     theirs.send(b'ive"}}\n{"event": "MIGRATION", "data": {"status": "completed"}}\n')
     followed.look()
     assert (followed.loaded, followed.running) == (True, False)
-    followed.go_on({"driver": "x"})
-    assert commands(theirs.recv(4096)) == ["device_add", "cont"]
-    theirs.send(b'{"return": {}, "id": "start"}\n{"return": {}, "id": "last"}\n')
+    followed.plug_in({"driver": "x"})
+    assert commands(theirs.recv(4096)) == ["device_add"]
+    theirs.send(b'{"return": {}, "id": "start"}\n')
+    followed.look()
+    assert not followed.running
+    followed.go_on()
+    assert commands(theirs.recv(4096)) == ["cont"]
+    theirs.send(b'{"return": {}, "id": "last"}\n')
     followed.look()
     assert (followed.running, followed.error) == (True, "")
 

@@ -8,6 +8,7 @@ from sandbox_kernel.errors import BootError, ConfigurationError, SandboxKernelEr
 from sandbox_kernel.spec import VMSpec
 from sandbox_kernel.supervisor.control import (
     LaunchRequest,
+    PrepareRequest,
     addresses,
     failure,
     from_line,
@@ -38,6 +39,18 @@ def test_the_session_key_is_not_in_the_representation() -> None:
 def test_a_malformed_launch_request_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError):
         LaunchRequest.from_message(request(**changes))
+
+
+@pytest.mark.parametrize("asleep", [True, False])
+def test_a_prepare_request_survives_its_line(asleep: bool) -> None:
+    made = PrepareRequest("abc", VMSpec(memory=300), asleep, 77)
+    assert PrepareRequest.from_message(from_line(made.to_line())) == made
+
+
+@pytest.mark.parametrize("changes", [{"id": "../up"}, {"client": "x"}, {"client": None}, {"spec": {"x": 1}}])
+def test_a_malformed_prepare_request_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError):
+        PrepareRequest.from_message(from_line(PrepareRequest("abc", VMSpec()).to_line()) | changes)
 
 
 def test_addresses_follow_jupyters_convention() -> None:

@@ -44,6 +44,8 @@ GONE = 2.0
 _SECONDS_EACH = 40
 _FIRST = 4
 _LOOKS = 10
+_OF_A_WAITING_VM = 2
+"""Files that a client has open for one: its socket, and its process."""
 _WAYS = ("restored", "pooled")
 _NEEDED = {"sh", "bwrap", "qemu-system-x86_64"}
 """Guardian, jail and VM: what a kernel consists of on the host, beside the supervisor."""
@@ -184,13 +186,16 @@ def test_nothing_is_left_of_many_cycles_and_nothing_grows(
     assert told["given"] == CYCLES // 2
     assert len(children) <= 1, children  # its zygote
     assert [word for word in (*_NEEDED, str(folders["pooled"])) if word not in seen] == []
-    assert len(logs) == 1, logs  # of the VM that waits in the pool
+    # Of the VM that waits in the pool, and of one that may wait for the client's next kernel.
+    assert 1 <= len(logs) <= 2, logs
     assert until(lambda: not left(), GONE), left()
     assert _mounts() == mounts
     assert _kept() == kept
     for name, each in watched.items():
-        # A client gets its zygote during its first cycles.
-        assert each.files[-1] <= max(each.files[:_FIRST]), f"{name}: open files {each.files}"
+        # A client gets its zygote during its first cycles; for its next kernel a VM may wait, or not.
+        assert each.files[-1] <= max(each.files[:_FIRST]) + _OF_A_WAITING_VM, (
+            f"{name}: open files {each.files}"
+        )
         early, late = each.windows()
         assert CYCLES < LONG or late <= early * (1 + GROWTH) + NOISE, f"{name}: {early:.1f} to {late:.1f} MiB"
 

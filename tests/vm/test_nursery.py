@@ -9,6 +9,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -16,8 +17,11 @@ import pytest
 
 from sandbox_kernel.host import template as host
 from sandbox_kernel.image.progress import Silent
+from sandbox_kernel.paths import runtime_dir
 from sandbox_kernel.spec import VMSpec
-from sandbox_kernel.supervisor.nursery import nursery
+from sandbox_kernel.supervisor.nursery import Nursery, nursery
+from sandbox_kernel.supervisor.zygote import Zygote
+from sandbox_kernel.template.store import TemplateStore
 from tests.microvm import READY, Kernel, alive, microvm, traces, until
 
 LIMIT = 2.0
@@ -36,7 +40,7 @@ FORKING = textwrap.dedent(
         return km
 
     one = kernel()
-    time.sleep(2.5)  # there is a zygote now
+    time.sleep(4)  # there is a zygote now, and a VM that waits
     child = os.fork()
     if child == 0:
         kernel().shutdown_kernel(now=True)
@@ -61,6 +65,12 @@ def zygotes(parent: int) -> list[psutil.Process]:
     return [child for child in psutil.Process(parent).children() if ZYGOTE in child.cmdline()]
 
 
+def waiting() -> psutil.Process | None:
+    """The supervisor of the VM that waits for this process's next kernel."""
+    found = nursery._waiting
+    return psutil.Process(found.handle.pid) if found is not None else None
+
+
 def parent(kernel: Kernel) -> int:
     return int(kernel.supervisor.ppid())
 
@@ -73,23 +83,84 @@ def test_the_second_kernel_of_a_client_is_forked() -> None:
         with microvm() as second:
             assert parent(second) == zygote.pid
             assert second.run("6 * 7") == "42"
+            assert second.manager.provisioner.report["start"] == "restored"
             second.client.execute("import os; os._exit(3)")
             assert until(lambda: not second.manager.is_alive(), READY)
             assert second.manager.provisioner._handle.poll() == 3
         assert first.run("6 * 7") == "42"
 
 
+def test_supervisors_that_are_forked_at_the_same_time_are_not_mixed_up() -> None:
+    zygote = Zygote()
+    with ThreadPoolExecutor(8) as threads:
+        handles = list(threads.map(lambda _: zygote.supervisor(), range(64)))
+    try:
+        for handle in handles:
+            handle.stop()  # its own socket
+            assert handle.wait() == 0  # its own process
+    finally:
+        zygote.close()
+
+
 def test_a_killed_zygote_costs_nothing_but_time() -> None:
     with microvm() as first:
-        assert until(lambda: zygotes(os.getpid()), READY)
-        with microvm() as second:
-            (zygote,) = zygotes(os.getpid())
-            zygote.kill()
-            assert second.run("6 * 7") == "42"
-            with microvm() as third:
-                assert parent(third) == os.getpid()
-                assert third.run("6 * 7") == "42"
+        assert until(waiting, READY)
+        (zygote,) = zygotes(os.getpid())
+        zygote.kill()
+        with microvm() as second, microvm() as third:
+            assert parent(second) not in (os.getpid(), zygote.pid)
+            assert parent(third) == os.getpid()
+            assert (second.run("6 * 7"), third.run("6 * 7")) == ("42", "42")
         assert first.run("6 * 7") == "42"
+
+
+def test_the_next_vm_waits_with_a_guest_that_has_not_run_and_is_used_once() -> None:
+    with microvm() as first:
+        assert until(waiting, READY)
+        supervisor = waiting()
+        used = sum(child.cpu_times().user for child in supervisor.children(recursive=True))
+        with microvm() as second, microvm() as third:
+            assert second.supervisor == supervisor != third.supervisor
+            assert {kernel.manager.provisioner.report["start"] for kernel in (second, third)} == {"restored"}
+            ids = {kernel.run("open('/proc/sys/kernel/random/boot_id').read()") for kernel in (second, third)}
+            assert len(ids) == 2
+        assert used < 0.2
+        assert first.run("6 * 7") == "42"
+
+
+def test_a_vm_of_another_size_is_not_the_one_that_waits() -> None:
+    with microvm():
+        assert until(waiting, READY)
+        supervisor = waiting()
+        with microvm(start="cold") as second:
+            assert second.supervisor != supervisor
+            assert second.manager.provisioner.report["start"] == "cold"
+        assert not alive([supervisor])
+
+
+def test_a_vm_that_waits_with_an_old_template_is_not_used() -> None:
+    store = TemplateStore()
+    with microvm():
+        assert until(waiting, READY)
+        supervisor = waiting()
+        store.remove(store.all()[0].digest)
+        host.ensure(VMSpec(), Silent())
+        with microvm() as second:
+            assert second.supervisor != supervisor
+            assert second.manager.provisioner.report["start"] == "restored"
+            assert second.run("6 * 7") == "42"
+        assert until(lambda: not alive([supervisor]), LIMIT)
+
+
+def test_what_nobody_wants_for_a_while_ends() -> None:
+    own = Nursery(keep=0.5)
+    own.warm(VMSpec())
+    found = own._waiting
+    assert found is not None
+    everyone = [*psutil.Process(found.handle.pid).children(recursive=True), psutil.Process(found.handle.pid)]
+    assert until(lambda: not alive(everyone), LIMIT)
+    assert own.waiting(VMSpec()) is None
+    own.close()
 
 
 def test_another_runtime_directory_is_not_served_by_a_zygote_that_has_the_first(
@@ -115,3 +186,4 @@ def test_a_client_that_forks_and_is_killed_leaves_nothing() -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert until(lambda: not alive(everyone) and not traces(vm), LIMIT), alive(everyone)
+    assert until(lambda: not list(runtime_dir().glob("s*")), LIMIT)
