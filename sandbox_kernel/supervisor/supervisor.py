@@ -157,8 +157,13 @@ class Supervisor:
         assert self._machine is not None
         if self.ended.done():
             return False
-        async with asyncio.timeout(_SIGNAL):
-            return await self._machine.agent.signal(number)
+        try:
+            async with asyncio.timeout(_SIGNAL):
+                return await self._machine.agent.signal(number)
+        except GuestError as error:
+            if await self._machine.cause_of(error) is error:
+                raise
+            return False  # the VM has just ended
 
     async def status(self) -> dict[str, Any]:
         """What the agent reports of the kernel and the guest's memory; once the relay has its channels."""
