@@ -6,7 +6,7 @@ again. Python makes only some of its own objects so, and has no function for oth
 what to put there.
 
 Rules. Only what a program consists of and what has no finaliser of its own becomes immortal: functions, code,
-constants, classes with their attributes, modules with what of theirs can be called. Nothing that holds a
+constants, classes, modules. Nothing that holds a
 resource, and nothing of a user's: no user code has run yet. Where counts are not what this file takes them
 for, nothing is done.
 """
@@ -20,7 +20,7 @@ import types
 from collections.abc import Iterable
 
 _LEAST = 1 << 30
-"""Counts from here on are no counts (3.12 to 3.14)."""
+"""Counts from here on are no counts (3.12 and 3.13)."""
 _PROGRAM = (
     types.FunctionType,
     types.BuiltinFunctionType,
@@ -63,12 +63,14 @@ def _of_programs(objects: Iterable[object]) -> Iterable[object]:
     for each in objects:
         if type(each) in _PROGRAM or isinstance(each, type):
             yield each
-        if isinstance(each, type):
-            yield from vars(each).values()
-        if type(each) is types.ModuleType:
-            yield from filter(callable, vars(each).values())
+        if isinstance(each, type) or type(each) is types.ModuleType:
+            yield from filter(_is_program, vars(each).values())
         if type(each) is types.FunctionType:
             yield from _constants((each.__code__, each.__defaults__, each.__closure__, each.__name__))
+
+
+def _is_program(value: object) -> bool:
+    return type(value) in _PROGRAM or type(value) in _CONSTANTS or isinstance(value, type)
 
 
 def _constants(values: Iterable[object]) -> Iterable[object]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from typing import cast
 
@@ -169,7 +170,8 @@ class Machine:
             self._script = Script(self._ignition.powered.script)
             await self._until(self._script, "loaded")
             self._trace.mark("devices restored")
-            self._script.plug_in({**dict(vsock_device(self._ignition.device)), "id": "vsock"})
+            with suppress(OSError):  # of a QEMU that is gone the next step tells
+                self._script.plug_in({**dict(vsock_device(self._ignition.device)), "id": "vsock"})
 
     async def _run(self) -> None:
         """Lets the guest run, and tells its agent so: there is a device to be looked for.
@@ -179,19 +181,26 @@ class Machine:
         """
         assert self._script is not None
         assert self._ignition.powered.script is not None
-        self._script.go_on()
-        self._vmm.type("")
-        await self._until(self._script, "running")
+
+        def go_on() -> None:
+            assert self._script is not None
+            self._script.go_on()
+            self._vmm.type("")
+
+        await self._until(self._script, "running", go_on)
         self._ignition.powered.script.close()
         self._trace.mark("guest runs")
 
-    async def _until(self, script: Script, done: str) -> None:
+    async def _until(self, script: Script, done: str, begin: Callable[[], None] | None = None) -> None:
+        """Calls `begin` and waits for what `done` names; ends QEMU if it does not come."""
         try:
             async with asyncio.timeout(self._plan.boot_timeout):
+                if begin is not None:
+                    begin()
                 await self._follow(script, done)
         except (TimeoutError, OSError) as error:
             script.error = script.error or str(error) or "no answer in time"
-        if getattr(script, done):
+        if getattr(script, done) and not script.error:
             return
         await self.process.kill()
         self.process.check_ram()

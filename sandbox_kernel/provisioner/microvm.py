@@ -247,7 +247,7 @@ class MicroVMProvisioner(KernelProvisionerBase):
             except (GuestError, HostError) as error:
                 self.log.warning("The pool's VM is of no use: %s", error)
         await self._launch_alone(request)
-        nursery.expect(self._spec)
+        await in_thread(nursery.expect, self._spec)
 
     async def _launch_alone(self, request: LaunchRequest) -> None:
         """Launches in a VM that waits for this process's next kernel, or else in a new one."""

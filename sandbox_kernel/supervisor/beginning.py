@@ -64,10 +64,8 @@ class Beginning:
         """Has the machine load its template, and no more; `attend` goes on from there.
 
         Raises:
-            TemplateError: there is none, or it is of no use.
+            TemplateError: it is of no use.
         """
-        if self.ignition.plan.template is None:
-            raise TemplateError("There is no template that a VM could wait with.")
         await self._of_ignition(trace).load()
 
     def check_fresh(self) -> None:
@@ -115,7 +113,7 @@ class Beginning:
         await self.attend(trace)
 
 
-def begin(vm: str, decision: Decision, control_fd: int, trace: Trace) -> Beginning:
+def begin(vm: str, decision: Decision, control_fd: int, trace: Trace, asleep: bool) -> Beginning:
     """Makes what the VM has on the host and starts its QEMU.
 
     Args:
@@ -123,18 +121,24 @@ def begin(vm: str, decision: Decision, control_fd: int, trace: Trace) -> Beginni
         decision: what it is to be.
         control_fd: see `Belongings`.
         trace: where the phases are noted.
+        asleep: whether it is for a VM that waits with its template, without which there is nothing to begin.
 
     Raises:
         HostError: something is missing, or another living VM has this id.
+        TemplateError: there is no template that is of use, for a VM that is asleep.
     """
     trace.mark("decided")
+    template = TemplateStore().open(decision.key) if decision.key is not None else None
+    if asleep and template is None:
+        raise TemplateError("There is no template that a VM could wait with.")
     belongings = Belongings(vm, decision.spec.memory, decision.spec.vcpus, control_fd)
     for what, why in decision.why.items():
         log.info("%s %s: %s", what, getattr(decision, what), why)
-    template = TemplateStore().open(decision.key) if decision.key is not None else None
     try:
         ignition = _ignite(decision, belongings, template, trace)
     except TemplateError as error:
+        if asleep:
+            raise
         assert template is not None
         _boots_instead(error, template)
         ignition = _ignite(decision, belongings, None, trace)

@@ -89,8 +89,8 @@ def receive(control_fd: int) -> First:
         decision = decide_now(request.spec)
         if decision is None:
             return First(line)
-        begun = Begun(trace, begin(request.id, decision, control_fd, trace))
-        return First(line, begun, getattr(request, "asleep", False))
+        asleep = getattr(request, "asleep", False)
+        return First(line, Begun(trace, begin(request.id, decision, control_fd, trace, asleep)), asleep)
     except (SandboxKernelError, OSError) as error:
         return First(line, Begun(trace, error=error))
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from sandbox_kernel.agent.client import Configuration, KernelExit
 from sandbox_kernel.agent.protocol import CHANNEL_PORTS, can_adopt
-from sandbox_kernel.errors import KernelStartError
+from sandbox_kernel.errors import GuestError, KernelStartError
 from sandbox_kernel.machine.machine import Machine
 from sandbox_kernel.relay.relay import Relay
 from sandbox_kernel.supervisor.control import LaunchRequest
@@ -132,7 +132,10 @@ class GuestKernel:
     async def _await_end(self, delay: float) -> KernelExit:
         """Waits until it has ended, over a connection of its own."""
         await asyncio.sleep(delay)
-        waiter = await self._machine.connect_agent()
+        try:
+            waiter = await self._machine.connect_agent()
+        except OSError as error:
+            raise GuestError(f"The guest's agent cannot be asked for the kernel's end ({error}).") from error
         self._stack.push_async_callback(waiter.aclose)
         return await waiter.wait()
 

@@ -74,7 +74,7 @@ class SupervisorHandle:
         try:
             return bool(self._ask(to_line({"op": "signal", "number": number}), _ANSWER).get("alive"))
         except GuestError as error:
-            if isinstance(error.__cause__, TimeoutError):
+            if not isinstance(error.__cause__, OSError) or isinstance(error.__cause__, TimeoutError):
                 raise
             return False  # it has hung up: nobody is left to get a signal
 

@@ -60,12 +60,17 @@ class Nursery:
     def __init__(self, after: float = _AFTER, keep: float = _KEEP) -> None:
         """A nursery that looks ahead `after` seconds after a start, for `keep` seconds."""
         self._after, self._keep = after, keep
+        self._turn = threading.Lock()  # never held while anybody is waited for
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         self._zygote: Zygote | None = None
         self._waiting: _Waiting | None = None
+        self._coming: SupervisorHandle | None = None
         self._next: VMSpec | None = None
-        self._timer: threading.Timer | None = None
+        self._ahead: threading.Timer | None = None
+        self._expiry: threading.Timer | None = None
         self._surroundings: dict[str, str] = {}
-        self._turn = threading.Lock()
 
     def supervisor(self) -> SupervisorHandle:
         """A new supervisor.
@@ -73,16 +78,18 @@ class Nursery:
         Raises:
             OSError: no process can be started.
         """
+        mine = surroundings()
         with self._turn:
-            mine = surroundings()
-            if self._zygote is not None and self._surroundings == mine:
-                try:
-                    return self._zygote.supervisor()
-                except HostError as error:
-                    log.warning("%s", error)
-            self._close()
+            zygote = self._zygote if self._surroundings == mine else None
+        if zygote is not None:
+            try:
+                return zygote.supervisor()
+            except HostError as error:
+                log.warning("%s", error)
+        self.close()
+        with self._turn:
             self._surroundings = mine
-            self._wake_in(self._after, self._look_ahead)
+            self._ahead = self._later(self._ahead, self._after, self._look_ahead)
         return SupervisorHandle.spawn()
 
     def waiting(self, spec: VMSpec) -> SupervisorHandle | None:
@@ -91,7 +98,8 @@ class Nursery:
             found, self._waiting = self._waiting, None
         if found is None:
             return None
-        if (found.shape, found.surroundings) == (spec.shape, surroundings()) and found.handle.poll() is None:
+        fits = (found.shape, found.surroundings) == (spec.shape, surroundings())
+        if fits and found.handle.poll() is None:
             return found.handle
         found.end()
         return None
@@ -99,92 +107,98 @@ class Nursery:
     def expect(self, spec: VMSpec) -> None:
         """A kernel has been started for `spec`; the next one may well be like it."""
         with self._turn:
-            self._next = spec.shape if spec.start == "auto" else None
-            self._wake_in(self._after, self._look_ahead)
+            self._next = spec if spec.start == "auto" else None
+            self._ahead = self._later(self._ahead, self._after, self._look_ahead)
 
     def warm(self, spec: VMSpec | None = None) -> None:
         """Gets the zygote now, and a VM for `spec`, for a client that knows that it will start kernels."""
         with self._turn:
             self._surroundings = surroundings()
-            self._next = spec.shape if spec is not None else None
+            self._next = spec
         self._look_ahead()
 
     def close(self) -> None:
         """Ends the zygote and what waits; the other supervisors go on, and a later one begins anew."""
         with self._turn:
-            self._close()
+            waiting, coming, zygote = self._waiting, self._coming, self._zygote
+            for timer in (self._ahead, self._expiry):
+                if timer is not None:
+                    timer.cancel()
+            self._begin_anew()
+        if coming is not None:
+            coming.kill()  # whoever has it made collects it
+        if waiting is not None:
+            waiting.end()
+        if zygote is not None:
+            zygote.close()
 
     def forget(self) -> None:
         """Begins anew with nothing, as a forked child has to: all there is is its parent's."""
-        self._turn = threading.Lock()
-        self._surroundings = {}
-        self._timer = self._next = None
         if self._waiting is not None:
             self._waiting.handle.forget()
-            self._waiting = None
+        if self._coming is not None:
+            self._coming.forget()
         if self._zygote is not None:
             self._zygote.forget()
-            self._zygote = None
+        self._turn = threading.Lock()
+        self._begin_anew()
 
-    def _wake_in(self, seconds: float, call: Callable[[], None]) -> None:
-        """Has `call` called in `seconds`, instead of what was to be called before."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = threading.Timer(seconds, call)
-        self._timer.daemon = True
-        self._timer.start()
+    def _later(
+        self, before: threading.Timer | None, seconds: float, call: Callable[[], None]
+    ) -> threading.Timer:
+        """Has `call` called in `seconds`, instead of what `before` was to do."""
+        if before is not None:
+            before.cancel()
+        timer = threading.Timer(seconds, call)
+        timer.daemon = True
+        timer.start()
+        return timer
 
     def _look_ahead(self) -> None:
         """Gets the zygote, and the VM that is expected next."""
+        mine = surroundings()
         with self._turn:
-            mine = surroundings()
             if self._surroundings != mine:
                 return
-            if self._zygote is None:
-                try:
-                    self._zygote = Zygote()
-                except OSError as error:
-                    log.warning("this client's supervisors start an interpreter each (%s)", error)
-                    return
-            zygote, shape = self._zygote, self._next
-            if shape is None or self._waiting is not None:
+            try:
+                self._zygote = zygote = self._zygote or Zygote()
+            except OSError as error:
+                log.warning("this client's supervisors start an interpreter each (%s)", error)
+                return
+            spec = self._next
+            if spec is None or self._waiting is not None or self._coming is not None:
                 return
         try:
             handle = zygote.supervisor()
         except HostError as error:
             log.warning("%s", error)
             return
-        made = _Waiting(shape, handle, mine)
-        try:
-            handle.prepare(PrepareRequest(f"s{os.urandom(5).hex()}", shape, asleep=True))
-        except SandboxKernelError as error:
-            log.info("no VM waits for the next kernel: %s", error)
-            made.end()
-            return
+        made = _Waiting(spec.shape, handle, mine)
         with self._turn:
-            if self._zygote is zygote and self._waiting is None:
-                self._waiting = made
-                self._wake_in(self._keep, self._give_up)
-                return
-        made.end()
+            wanted = self._zygote is zygote and self._coming is None
+            if wanted:
+                self._coming = handle
+        if wanted:
+            try:
+                handle.prepare(PrepareRequest(f"s{os.urandom(5).hex()}", spec, asleep=True))
+            except SandboxKernelError as error:
+                log.info("no VM waits for the next kernel: %s", error)
+                wanted = False
+            with self._turn:
+                wanted = wanted and self._coming is handle
+                if self._coming is handle:
+                    self._coming = None
+                if wanted:
+                    self._waiting = made
+                    self._expiry = self._later(self._expiry, self._keep, self._give_up)
+        if not wanted:
+            made.end()
 
     def _give_up(self) -> None:
         with self._turn:
             found, self._waiting = self._waiting, None
         if found is not None:
             found.end()
-
-    def _close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._next = None
-        if self._waiting is not None:
-            self._waiting.end()
-            self._waiting = None
-        if self._zygote is not None:
-            self._zygote.close()
-            self._zygote = None
 
 
 nursery = Nursery()

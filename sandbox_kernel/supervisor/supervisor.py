@@ -103,7 +103,7 @@ class Supervisor:
             SandboxKernelError: as `launch`.
         """
         async with self._in_time(request.spec.boot_timeout):
-            beginning = await self._begin(request.id, request.spec)
+            beginning = await self._begin(request.id, request.spec, request.asleep)
             if request.asleep:
                 await beginning.load(self._trace)
             else:
@@ -136,13 +136,14 @@ class Supervisor:
                 self._trace.restart(request.began)
                 beginning = self._assign(request)
             self._bind(request.connection)
+            if beginning.starting is None:
+                self._stop_idling()  # how a start goes is for the start to say
             machine = await self._start_machine(beginning)
             kernel = self._kernel_of(machine)
             await kernel.start(request)
             if not kernel.adopted:
                 await kernel.connect()
-            for task in self._idle:
-                task.cancel()
+            self._stop_idling()
             self._watch(machine.ended, self._on_machine_ended)
             self._watch(self._relay.failed, self._on_machine_ended)
             self._watch(kernel.exit, self._on_kernel_exit)
@@ -166,10 +167,13 @@ class Supervisor:
             return False  # the VM has just ended
 
     async def status(self) -> dict[str, Any]:
-        """What the agent reports of the kernel and the guest's memory; once the relay has its channels."""
+        """What the agent reports of the kernel and the guest's memory, and how the start went so far.
+
+        Waits for the relay to have its channels, for some seconds.
+        """
         assert self._machine is not None
         if self._connecting is not None:
-            await asyncio.wait((self._connecting,))
+            await asyncio.wait((self._connecting,), timeout=_SIGNAL)
         status = await self._machine.agent.status()
         return {"guest": status.to_dict(), "trace": self._trace.phases}
 
@@ -206,6 +210,8 @@ class Supervisor:
             ) from error
         except OSError as error:
             raise _of_the_host(error) from error
+        except TemplateError:
+            raise  # of a VM that nobody has yet; with another one the kernel starts all the same
         except KernelStartError as error:
             self.keep_logs()
             raise KernelStartError(f"{str(error).removesuffix('.')} ({self._evidence()}).") from error
@@ -213,12 +219,12 @@ class Supervisor:
             self.keep_logs()
             raise
 
-    async def _begin(self, vm: str, spec: VMSpec) -> Beginning:
+    async def _begin(self, vm: str, spec: VMSpec, asleep: bool = False) -> Beginning:
         """Begins the VM, unless that has been done."""
         if self._begun is not None:
             beginning = self._begun.take()
         else:
-            beginning = begin(vm, await decide(spec), self._control_fd, self._trace)
+            beginning = begin(vm, await decide(spec), self._control_fd, self._trace, asleep)
         self._beginning = beginning
         self._stack.push_async_callback(beginning.aclose)
         beginning.belongings.watch_guardian(asyncio.get_running_loop())
@@ -269,6 +275,12 @@ class Supervisor:
             return await self._start_machine(beginning)
         return machine
 
+    def _stop_idling(self) -> None:
+        """Whoever waits for a VM's end while it is nobody's does not any more."""
+        for task in self._idle:
+            task.cancel()
+        self._idle = []
+
     def _kernel_of(self, machine: Machine) -> GuestKernel:
         """The machine's kernel, always the same."""
         if self._kernel is None:
@@ -292,8 +304,8 @@ class Supervisor:
         try:
             async with self._in_time(seconds):
                 await kernel.connect()
-        except SandboxKernelError as error:
-            self._on_machine_ended(error)
+        except Exception as error:
+            await self._on_error(error)
 
     async def _on_kernel_exit(self, result: KernelExit) -> None:
         log.info("the kernel ended: %s", result)
@@ -324,14 +336,17 @@ class Supervisor:
                 following = then(await asyncio.shield(awaitable))
                 if following is not None:
                     await following
-            except SandboxKernelError as error:
-                machine = self._machine
-                self._on_machine_ended(error if machine is None else await machine.cause_of(error))
             except Exception as error:
-                log.exception("the supervisor failed")
-                self._on_machine_ended(HostError(f"The supervisor failed ({error!r}); logs: {self._logs()}."))
+                await self._on_error(error)
 
         return self._task(watch())
+
+    async def _on_error(self, error: Exception) -> None:
+        """Ends the VM over what went wrong in a task that nobody waits for."""
+        if not isinstance(error, SandboxKernelError):
+            log.error("the supervisor failed", exc_info=error)
+            error = HostError(f"The supervisor failed ({error!r}); logs: {self._logs()}.")
+        self._on_machine_ended(error if self._machine is None else await self._machine.cause_of(error))
 
     def _task(self, coroutine: Any) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -54,7 +54,7 @@ class Zygote:
     def fork(self) -> tuple[Ward, socket.socket]:
         """A new supervisor, and the client's end of its control socket; blocks for some milliseconds.
 
-        From any thread.
+        From any thread. A zygote that has failed once is of no more use.
 
         Raises:
             HostError: the zygote is gone, or cannot fork.
@@ -69,6 +69,7 @@ class Zygote:
             return Ward(int(answer), fds[0]), ours
         except (OSError, ValueError) as error:
             ours.close()
+            self._socket.close()  # an answer that comes late would be taken for the next request's
             raise HostError(
                 f"The zygote (process {self.pid}) starts no supervisor ({error}); "
                 f"restart process {os.getpid()}, whose it is."
@@ -85,6 +86,7 @@ class Zygote:
     def close(self) -> None:
         """Ends it; its children go on."""
         self._socket.close()
+        self._process.kill()
         self._process.wait()
 
 

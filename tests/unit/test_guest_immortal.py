@@ -39,14 +39,18 @@ def test_functions_go_with_their_code_and_constants() -> None:
     assert id(function()) in found
 
 
-def test_classes_go_with_their_attributes_and_modules_with_what_can_be_called() -> None:
+def test_classes_and_modules_go_with_what_of_a_program_they_hold_and_nothing_else() -> None:
     class Class:
-        attribute = object()
+        constant = "of the class"
+        resource = object()
+
+        def method(self) -> None: ...
 
     module = types.ModuleType("module")
-    module.called, module.data = len, ["data"]  # type: ignore[attr-defined]
-    assert {id(Class), id(Class.attribute)} <= set(of_programs(Class))
-    assert of_programs(module) == [id(module), id(len)]
+    module.called, module.data, module.one = len, ["data"], Class()  # type: ignore[attr-defined]
+    found = set(of_programs(Class, module))
+    assert {id(Class), id(Class.constant), id(vars(Class)["method"]), id(module), id(len)} <= found
+    assert not {id(Class.resource), id(module.data), id(module.one)} & found
 
 
 def test_what_may_hold_a_resource_stays_mortal() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sandbox_kernel.errors import HostError
 from sandbox_kernel.host import template as host
 from sandbox_kernel.image.progress import Silent
-from sandbox_kernel.paths import runtime_dir
+from sandbox_kernel.paths import log_dir, runtime_dir
 from sandbox_kernel.spec import VMSpec
 from sandbox_kernel.supervisor.nursery import Nursery, nursery
 from sandbox_kernel.supervisor.zygote import Zygote
@@ -150,6 +152,49 @@ def test_a_vm_that_waits_with_an_old_template_is_not_used() -> None:
             assert second.manager.provisioner.report["start"] == "restored"
             assert second.run("6 * 7") == "42"
         assert until(lambda: not alive([supervisor]), LIMIT)
+
+
+def test_a_start_after_which_nothing_is_to_be_done_lets_what_waits_end_in_time() -> None:
+    own = Nursery(after=0.05, keep=1.0)
+    own.warm(VMSpec())
+    assert own._waiting is not None
+    own.expect(VMSpec())
+    assert until(lambda: own._waiting is None, LIMIT)
+    own.close()
+
+
+def test_without_a_template_nothing_is_begun_and_no_log_kept() -> None:
+    logs = set(log_dir().iterdir())
+    own = Nursery()
+    own.warm(VMSpec(memory=333))
+    assert own._waiting is None
+    assert set(log_dir().iterdir()) <= logs
+    own.close()
+
+
+def test_what_is_being_made_ready_ends_with_its_nursery() -> None:
+    own = Nursery()
+    thread = threading.Thread(target=own.warm, args=(VMSpec(),))
+    thread.start()
+    assert until(lambda: own._coming is not None, READY)
+    assert own._coming is not None
+    supervisor = psutil.Process(own._coming.pid)
+    own.close()
+    thread.join(READY)
+    assert own._waiting is None
+    assert until(lambda: not alive([supervisor]), LIMIT)
+
+
+def test_a_zygote_that_was_late_once_is_not_asked_again() -> None:
+    zygote = Zygote()
+    os.kill(zygote.pid, signal.SIGSTOP)
+    zygote._socket.settimeout(0.1)
+    with pytest.raises(HostError, match=rf"restart process {os.getpid()}, whose it is"):
+        zygote.fork()
+    os.kill(zygote.pid, signal.SIGCONT)
+    with pytest.raises(HostError):
+        zygote.fork()
+    zygote.close()
 
 
 def test_what_nobody_wants_for_a_while_ends() -> None:
