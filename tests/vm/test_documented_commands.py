@@ -235,6 +235,14 @@ def bench(command: str, folder: Path) -> None:
     assert said.count("kernel connected") == len(KERNELS) - 1
 
 
+def bench_anatomy(command: str, folder: Path) -> None:
+    """One kernel of each."""
+    said = run(f"{command} --count 1 --json parts.json", folder, PYTHONPATH=str(ROOT))
+    assert "QEMU: guest RAM, written" in said
+    assert "unique memory" in said
+    assert (folder / "parts.json").stat().st_size > 100
+
+
 def bench_density(command: str, folder: Path) -> None:
     """A crowd of two."""
     said = run(f"{command} --counts 1,2 --most 2 --starts-at-once 2", folder, PYTHONPATH=str(ROOT))
@@ -270,6 +278,7 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "make bench": make_bench,
     "make lab": make_lab,
     "python -m bench --trace": bench,
+    "python -m bench.anatomy": bench_anatomy,
     "python -m bench.density": bench_density,
 }
 
