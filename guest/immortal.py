@@ -6,9 +6,8 @@ again. Python makes only some of its own objects so, and has no function for oth
 what to put there.
 
 Rules. Only what a program consists of and what has no finaliser of its own becomes immortal: functions, code,
-constants, classes, modules. Nothing that holds a
-resource, and nothing of a user's: no user code has run yet. Where counts are not what this file takes them
-for, nothing is done.
+constants, classes, modules. Nothing that holds a resource, and nothing of a user's: no user code has run yet.
+Where counts are not what this file takes them for, nothing is done.
 """
 
 from __future__ import annotations
