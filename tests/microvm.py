@@ -32,6 +32,11 @@ class Kernel:
     def supervisor(self) -> psutil.Process:
         return psutil.Process(self.manager.provisioner.pid)
 
+    @property
+    def qemu(self) -> psutil.Process:
+        [found] = [p for p in self.supervisor.children(recursive=True) if p.name().startswith("qemu")]
+        return found
+
     def run(self, code: str, timeout: float = READY) -> str:
         """What a cell prints and shows; raises RuntimeError with its error."""
         text: list[str] = []

@@ -50,6 +50,8 @@ class RelayLimits:
         linger: seconds in which the last messages may still reach clients after the end, as in ipykernel.
         retry: seconds between attempts to connect to the guest.
         welcome: seconds to wait for the guest's iopub_welcome; kernels older than JEP 65 send none.
+        initialised: seconds to wait until a kernel that accepts connections can answer; a user's start-up
+            files, which run before, may take longer.
         last_words: seconds in which a dead guest's last outputs are still taken.
     """
 
@@ -64,4 +66,5 @@ class RelayLimits:
     linger: float = 1.0
     retry: float = 0.02
     welcome: float = 0.5
+    initialised: float = 10.0
     last_words: float = 0.25

@@ -51,6 +51,7 @@ GUEST_CHANNELS: Final = ("control", "shell", "stdin", "iopub")
 
 _WELCOME: Final = WELCOME.encode()
 _INPUT: Final = b"execute_input"
+_STATUS: Final = b"status"
 _NO_SCHEME: Final = "hmac-sha256"
 """Until `bind` names one; nothing is signed before."""
 
@@ -83,6 +84,7 @@ class Relay:
         self._sockets: dict[str, ClientSocket] = {}
         self._guest: dict[str, GuestChannel] = {}
         self._welcomed = asyncio.Event()
+        self._initialised = asyncio.Event()
         self._forwarding = False
         self._over = False
         self._closing: asyncio.Task[None] | None = None
@@ -175,6 +177,17 @@ class Relay:
             sock = self._sockets[name]
             receive = self._on_subscription if name == "iopub" else partial(self._on_request, name)
             sock.start(receive, self._guest[name].pause)
+
+    async def initialised(self) -> None:
+        """Returns when a kernel that has just been started can answer, or when that takes too long.
+
+        A kernel binds its sockets long before it reads them; when it does, it publishes its first status.
+        """
+        try:
+            async with asyncio.timeout(self._limits.initialised):
+                await self._initialised.wait()
+        except TimeoutError:
+            log.info("the kernel accepts connections, but has not published a status yet")
 
     async def drain(self, timeout: float) -> None:
         """Forwards what the guest has still sent, until it hangs up, at most for `timeout` seconds."""
@@ -275,6 +288,8 @@ class Relay:
             return
         if message.is_kind(frames, at, _INPUT):
             self._count(frames, at)
+        elif not self._initialised.is_set() and message.is_kind(frames, at, _STATUS):
+            self._initialised.set()
         self._to_clients(channel, frames)
 
     def _to_clients(self, channel: str, frames: list[Frame]) -> None:

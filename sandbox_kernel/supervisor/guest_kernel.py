@@ -82,7 +82,9 @@ class GuestKernel:
         self._late = took - (started.clock - configuration.clock) > _RIGHT_ENOUGH
 
     async def connect(self) -> None:
-        """Sets the guest's clock, if it may be late, connects the relay, and has it forward.
+        """Sets the guest's clock if it may be late, connects the relay, has it forward, waits for the kernel.
+
+        A kernel that ends after it has accepted connections is no error here.
 
         Raises:
             KernelStartError: the kernel ended before; without the place of the logs.
@@ -106,6 +108,11 @@ class GuestKernel:
             raise KernelStartError(f"The kernel {ended.how()} before it accepted connections{words}")
         self._relay.start()
         self._trace.mark("kernel connected")
+        if not self.adopted:
+            initialised = self._task(self._relay.initialised())
+            either = {initialised, self.exit, self._machine.ended, self._relay.failed}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            self._trace.mark("kernel initialised")
         log.info("started: %s", self._trace.line())
 
     async def aclose(self) -> None:

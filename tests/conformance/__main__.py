@@ -47,6 +47,12 @@ from tests.conformance.outcome import Expectation, Verdict
     default=None,
     help="Folder for logs, JUnit files and the logs of failed VMs.  [default: .cache/conformance/TARGET]",
 )
+@click.option(
+    "--python",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="An interpreter that has the suites' packages; without, they are installed into an environment.",
+)
 @click.option("--record-baseline", is_flag=True, help="Write what was scored to baseline.toml (stock only).")
 @click.option("--list", "only_list", is_flag=True, help="Print the suites and exit.")
 def main(
@@ -58,6 +64,7 @@ def main(
     patience: float,
     json_file: Path | None,
     output: Path | None,
+    python: Path | None,
     record_baseline: bool,
     only_list: bool,
 ) -> None:
@@ -81,7 +88,7 @@ def main(
     leftovers.become_reaper()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C does: by way of the clean-up
     try:
-        verdicts, left = _run(suites, entries, choice, console)
+        verdicts, left = _run(suites, entries, choice, python, console)
     except (sources.SourceError, environment.SuiteEnvironmentError) as error:
         raise click.ClickException(str(error)) from error
     console.print(report.table(verdicts, stock, target))
@@ -95,7 +102,11 @@ def main(
 
 
 def _run(
-    suites: Sequence[Suite], entries: Sequence[Expectation], choice: Choice, console: Console
+    suites: Sequence[Suite],
+    entries: Sequence[Expectation],
+    choice: Choice,
+    python: Path | None,
+    console: Console,
 ) -> tuple[dict[str, Verdict], dict[str, Leftovers]]:
     """Runs the suites one after the other, with a line for each; verdicts and leftovers by suite."""
     cache = paths.cache_dir() / "conformance"
@@ -104,7 +115,7 @@ def _run(
     with environment.alone(cache):
         with console.status("Getting the suites"):
             archives = sources.fetch({suite.sdist for suite in suites}, cache / "sources")
-            python = environment.prepare(cache / "environments")
+            python = python or environment.prepare(cache / "environments")
         for suite in suites:
             with console.status(f"{suite.name} …"):
                 image = guest.image(suite.guest) if choice.target != "stock" else guest.DEFAULT

@@ -23,10 +23,14 @@ from sandbox_kernel.image.programs import Program, collect, initramfs_init
 from sandbox_kernel.image.progress import Progress
 from sandbox_kernel.image.recipe import Recipe
 from sandbox_kernel.image.store import Image, ImageStore
+from tests.conformance import lock, sources
+from tests.conformance.lock import Sdist
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 KERNEL_MODULES = (*modules.WANTED, "kvm_amd", "vhost_vsock")
 _DEBIAN = ("python3", "procps", "mount", "util-linux", "debian-archive-keyring", "ca-certificates")
+_OF_THE_SUITES = ("flaky", "trio")
+"""Packages that Jupyter's own tests import, beside theirs and what ours import."""
 _FROM_THE_WHEEL = ("METADATA", "WHEEL", "entry_points.txt")
 """Of the wheel's own papers. The others name the folder and the second in which it was built."""
 
@@ -63,8 +67,14 @@ def _requirements() -> tuple[str, ...]:
     """What the project and its tests need, from pyproject.toml; the project itself comes as a wheel."""
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *optional["notebook"], *optional["test"]]
+    wanted = [*project["dependencies"], *optional["notebook"], *optional["test"], *_OF_THE_SUITES]
+    wanted += [f"{sdist.name}=={sdist.version}" for sdist in _sdists()]
     return tuple(sorted({each for each in wanted if not each.startswith(project["name"])}))
+
+
+def _sdists() -> list[Sdist]:
+    """Those with the tests of Jupyter's own projects that run in the lab, too."""
+    return sorted({suite.sdist for suite in lock.select(lock.load(), (), quick=True)}, key=lambda s: s.name)
 
 
 def _programs() -> Iterator[Program]:
@@ -83,6 +93,8 @@ def _programs() -> Iterator[Program]:
         if file.is_file() and not name.startswith("sandbox_kernel/"):
             yield Program(f"checkout/{name}", file.read_bytes())
     yield from _wheel()
+    for archive in sources.fetch(_sdists(), paths.cache_dir() / "conformance" / "sources").values():
+        yield Program(f"sources/{archive.name}", archive.read_bytes())
 
 
 def _wheel() -> Iterator[Program]:
@@ -95,6 +107,6 @@ def _wheel() -> Iterator[Program]:
             name = file.relative_to(target).as_posix()
             papers = ".dist-info/" in name
             if file.is_file() and (
-                name.startswith("sandbox_kernel/") or (papers and file.name in _FROM_THE_WHEEL)
+                name.startswith(("sandbox_kernel/", "share/")) or (papers and file.name in _FROM_THE_WHEEL)
             ):
                 yield Program(f"site/{name}", file.read_bytes())

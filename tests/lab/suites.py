@@ -22,6 +22,7 @@ _VM = (
     "cycles",
 )
 """Of tests/vm: all but what needs a network (building images, the README's commands)."""
+_CONFORMANCE = "python3 -m tests.conformance --quick --python /usr/bin/python3 --output $RESULTS/conformance"
 _MEASURES = "--only start --only round-trip --only stdout-lines --only stdout-blocks --only memory-at-ready"
 
 
@@ -43,8 +44,9 @@ class Suite:
 SUITES = {
     "smoke": Suite("KVM and the kernel's vsock, from probe to restored kernels", f"{_PYTEST} {_SMOKE}"),
     "standard": Suite(
-        "the smoke set and the tests of VMs that need no network",
-        f"{_PYTEST} {_SMOKE} {' '.join(f'tests/vm/test_{name}.py' for name in _VM)}",
+        "the smoke set, the tests of VMs that need no network, jupyter_kernel_test",
+        f"{_PYTEST} {_SMOKE} {' '.join(f'tests/vm/test_{name}.py' for name in _VM)}; "
+        f"first=$?; {_CONFORMANCE} && exit $first",
     ),
     "versions": Suite(
         "the guests of two Debians with the lab's QEMU",

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import psutil
 import pytest
 
 from sandbox_kernel.image.store import ImageStore
@@ -63,11 +62,6 @@ def claim(cid: int) -> int | None:
     return None
 
 
-def qemu_of(kernel: Kernel) -> psutil.Process:
-    [process] = [p for p in kernel.supervisor.children(recursive=True) if p.name().startswith("qemu")]
-    return process
-
-
 def test_the_probe_has_booted_the_guests_kernel_under_kvm(installed: None) -> None:
     verdict = accelerator.cached(ImageStore().open())
     assert verdict is not None
@@ -83,7 +77,7 @@ def test_a_kernel_boots_under_kvm_with_the_kernels_vsock(installed: None) -> Non
 def test_a_kernel_is_restored_under_kvm_with_the_kernels_vsock(restored: Kernel) -> None:
     assert how(restored) == ("restored", "kvm", "kernel")
     assert restored.run("6 * 7") == "42"
-    opened = {str(file.readlink()) for file in Path(f"/proc/{qemu_of(restored).pid}/fd").iterdir()}
+    opened = {str(file.readlink()) for file in Path(f"/proc/{restored.qemu.pid}/fd").iterdir()}
     assert {"/dev/kvm", "/dev/vhost-vsock"} <= opened
 
 
@@ -112,7 +106,7 @@ def test_a_killed_vms_cid_is_free_again(installed: None, victim: str) -> None:
     with microvm() as kernel:
         cid = cid_of(kernel)
         assert claim(cid) == errno.EADDRINUSE
-        (kernel.supervisor if victim == "supervisor" else qemu_of(kernel)).kill()
+        (kernel.supervisor if victim == "supervisor" else kernel.qemu).kill()
         assert until(lambda: claim(cid) is None, GONE)
 
 

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-import psutil
 import pytest
 
 from sandbox_kernel.host import template as host
@@ -32,24 +31,17 @@ def kernel(installed: None) -> Iterator[Kernel]:
         yield started
 
 
-def qemu(kernel: Kernel) -> psutil.Process:
-    [process] = [p for p in kernel.supervisor.children(recursive=True) if p.name().startswith("qemu")]
-    return process
-
-
 def restored(kernel: Kernel) -> bool:
     return bool(kernel.manager.provisioner.report["start"] == "restored")
 
 
 def test_qemu_is_alone_in_its_namespaces(kernel: Kernel) -> None:
     for kind in ("user", "mnt", "pid", "ipc", "net", "uts"):
-        assert (
-            Path(f"/proc/{qemu(kernel).pid}/ns/{kind}").readlink() != Path("/proc/self/ns", kind).readlink()
-        )
+        assert Path(f"/proc/{kernel.qemu.pid}/ns/{kind}").readlink() != Path("/proc/self/ns", kind).readlink()
 
 
 def test_qemu_has_no_capability_and_can_get_none_and_is_filtered(kernel: Kernel) -> None:
-    lines = Path(f"/proc/{qemu(kernel).pid}/status").read_text().splitlines()
+    lines = Path(f"/proc/{kernel.qemu.pid}/status").read_text().splitlines()
     status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
         assert int(status[name], 16) == 0, name
@@ -68,7 +60,7 @@ def test_qemu_sees_neither_homes_nor_a_shell_and_can_write_to_no_file(
     start: str, request: pytest.FixtureRequest
 ) -> None:
     kernel: Kernel = request.getfixturevalue(start)
-    root = Path(f"/proc/{qemu(kernel).pid}/root")
+    root = Path(f"/proc/{kernel.qemu.pid}/root")
     ram = {"ram"} if restored(kernel) else set()
     assert {path.name for path in root.iterdir()} <= {
         *("dev", "proc", "usr", "lib", "lib64", "etc", "image"),
@@ -76,7 +68,7 @@ def test_qemu_sees_neither_homes_nor_a_shell_and_can_write_to_no_file(
     }
     assert [path.name for path in (root / "etc").iterdir()] == ["ld.so.cache"]
     assert [path.name for path in (root / "usr" / "bin").iterdir()] == ["qemu-system-x86_64"]
-    mounts = Path(f"/proc/{qemu(kernel).pid}/mounts").read_text().splitlines()
+    mounts = Path(f"/proc/{kernel.qemu.pid}/mounts").read_text().splitlines()
     for mount in mounts:
         _, _, kind, options, *_ = mount.split()
         if kind not in ("tmpfs", "proc", "devpts", "devtmpfs", "mqueue"):
@@ -94,7 +86,7 @@ def clone(installed: None) -> Iterator[tuple[Kernel, Template]]:
 
 def test_a_restored_qemu_cannot_open_its_templates_ram_for_writing(clone: tuple[Kernel, Template]) -> None:
     kernel, _ = clone
-    ram = Path(f"/proc/{qemu(kernel).pid}/root/ram")
+    ram = Path(f"/proc/{kernel.qemu.pid}/root/ram")
     os.close(os.open(ram, os.O_RDONLY))
     for flags in (os.O_RDWR, os.O_WRONLY, os.O_RDONLY | os.O_TRUNC):
         with pytest.raises(OSError) as caught:
@@ -106,7 +98,7 @@ def test_no_descriptor_and_no_mapping_of_a_restored_qemu_writes_to_its_template(
     clone: tuple[Kernel, Template],
 ) -> None:
     kernel, template = clone
-    proc = Path(f"/proc/{qemu(kernel).pid}")
+    proc = Path(f"/proc/{kernel.qemu.pid}")
     file = template.ram.stat()
     modes = []
     for link in (proc / "fd").iterdir():
@@ -186,7 +178,7 @@ def test_where_qemu_cannot_be_kept_from_writing_to_a_template_the_kernel_boots(
 
 
 def test_qemu_holds_no_socket_but_its_three(kernel: Kernel) -> None:
-    links = [str(path.readlink()) for path in Path(f"/proc/{qemu(kernel).pid}/fd").iterdir()]
+    links = [str(path.readlink()) for path in Path(f"/proc/{kernel.qemu.pid}/fd").iterdir()]
     assert len({link for link in links if link.startswith("socket:")}) == 3  # QMP, console, vsock
 
 

@@ -163,6 +163,8 @@ def test_cold_means_cold(template: Template) -> None:
     with microvm(start="cold") as kernel:
         assert started(kernel) == "cold"
         assert kernel.run("6 * 7") == "42"
+        phases = kernel.manager.provisioner.handle.status()["trace"]
+        assert phases["kernel initialised"] > phases["kernel connected"]
 
 
 def test_an_environment_that_an_interpreter_reads_when_it_starts_gets_one_of_its_own(

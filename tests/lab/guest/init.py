@@ -4,8 +4,9 @@ The exchange disk (/dev/vdc) is a tar archive both ways. What comes in holds `or
 `status.json` and whatever the command has left in RESULTS. The command's output goes to the console as it
 comes.
 
-The project lies in the image: its wheel's modules in `site`, everything else of the checkout in `checkout`,
-of which the user gets a copy to work in. The disk of guests (/dev/vdb) holds a store of images.
+The project lies in the image: its wheel in `site`, everything else of the checkout in `checkout`, of which
+the user gets a copy to work in, and in `sources` the source distributions that tests/conformance would
+download. The disk of guests (/dev/vdb) holds a store of images.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def prepare() -> list[str]:
     install_project()
     mount_guests()
     have_a_neighbour()
+    lend_sources()
     with tarfile.open(EXCHANGE) as archive:
         written = archive.extractfile("order.json")
         assert written is not None
@@ -109,12 +111,16 @@ def share_control_groups() -> None:
 
 
 def install_project() -> None:
-    """Makes Python find the wheel, and the shell its command."""
+    """Makes Python find the wheel, the shell its command, Jupyter its kernelspec."""
     found = next(Path("/usr/local/lib").glob("python3.*/dist-packages"))
     (found / "project.pth").write_text(f"{HERE / 'site'}\n")
     command = Path("/usr/local/bin/sandbox-kernel")
     command.write_text("#!/usr/bin/python3\nfrom sandbox_kernel.cli.main import main\n\nmain()\n")
     command.chmod(0o755)
+    kernelspecs = Path("/usr/local/share/jupyter/kernels")
+    kernelspecs.mkdir(parents=True, exist_ok=True)
+    for kernelspec in (HERE / "site/share/jupyter/kernels").iterdir():
+        (kernelspecs / kernelspec.name).symlink_to(kernelspec)
 
 
 def mount_guests() -> None:
@@ -137,6 +143,15 @@ def mount_guests() -> None:
 def _give(paths: list[Path], user: pwd.struct_passwd) -> None:
     for path in paths:
         os.chown(path, user.pw_uid, user.pw_gid)
+
+
+def lend_sources() -> None:
+    """Puts the suites of Jupyter's projects where tests/conformance has what it downloaded."""
+    user = pwd.getpwnam(USERS[0])
+    cache = Path(user.pw_dir, ".cache/sandbox-kernel/conformance")
+    cache.mkdir(parents=True)
+    (cache / "sources").symlink_to(HERE / "sources")
+    _give([cache, *list(cache.parents)[:2]], user)
 
 
 def have_a_neighbour() -> None:
