@@ -61,6 +61,7 @@ class Nursery:
         """A nursery that looks ahead `after` seconds after a start, for `keep` seconds."""
         self._after, self._keep = after, keep
         self._turn = threading.Lock()  # never held while anybody is waited for
+        self._looking = threading.Lock()  # one looks ahead at a time
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -111,7 +112,10 @@ class Nursery:
             self._ahead = self._later(self._ahead, self._after, self._look_ahead)
 
     def warm(self, spec: VMSpec | None = None) -> None:
-        """Gets the zygote now, and a VM for `spec`, for a client that knows that it will start kernels."""
+        """Gets the zygote, and a VM for `spec`, for a client that knows that it will start kernels.
+
+        Returns when they are there, whoever began them.
+        """
         with self._turn:
             self._surroundings = surroundings()
             self._next = spec
@@ -141,6 +145,7 @@ class Nursery:
         if self._zygote is not None:
             self._zygote.forget()
         self._turn = threading.Lock()
+        self._looking = threading.Lock()
         self._begin_anew()
 
     def _later(
@@ -156,6 +161,10 @@ class Nursery:
 
     def _look_ahead(self) -> None:
         """Gets the zygote, and the VM that is expected next."""
+        with self._looking:
+            self._get_what_is_next()
+
+    def _get_what_is_next(self) -> None:
         mine = surroundings()
         with self._turn:
             if self._surroundings != mine:
@@ -166,7 +175,7 @@ class Nursery:
                 log.warning("this client's supervisors start an interpreter each (%s)", error)
                 return
             spec = self._next
-            if spec is None or self._waiting is not None or self._coming is not None:
+            if spec is None or self._waiting is not None:
                 return
         try:
             handle = zygote.supervisor()
@@ -175,7 +184,7 @@ class Nursery:
             return
         made = _Waiting(spec.shape, handle, mine)
         with self._turn:
-            wanted = self._zygote is zygote and self._coming is None
+            wanted = self._zygote is zygote
             if wanted:
                 self._coming = handle
         if wanted:

@@ -185,6 +185,17 @@ def test_what_is_being_made_ready_ends_with_its_nursery() -> None:
     assert until(lambda: not alive([supervisor]), LIMIT)
 
 
+def test_who_warms_what_is_being_warmed_waits_for_it() -> None:
+    own = Nursery()
+    thread = threading.Thread(target=own.warm, args=(VMSpec(),))
+    thread.start()
+    assert until(lambda: own._coming is not None, READY)
+    own.warm(VMSpec())
+    assert own._waiting is not None
+    thread.join(READY)
+    own.close()
+
+
 def test_a_zygote_that_was_late_once_is_not_asked_again() -> None:
     zygote = Zygote()
     os.kill(zygote.pid, signal.SIGSTOP)
