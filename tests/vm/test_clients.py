@@ -33,7 +33,7 @@ BIN = Path(sys.executable).parent
 
 def test_the_console_runs_what_is_typed(installed: None) -> None:
     done = subprocess.run(
-        [str(BIN / "jupyter"), "console", "--kernel", KERNEL, "--simple-prompt"],
+        [sys.executable, "-m", "jupyter", "console", "--kernel", KERNEL, "--simple-prompt"],
         input="import platform; print('guest', platform.node())\n6 * 7\nexit\n",
         capture_output=True,
         text=True,

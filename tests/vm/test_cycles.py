@@ -253,6 +253,15 @@ def _mounts() -> set[str]:
 
 
 def _kept() -> dict[str, int]:
-    """Everything in the places for templates, images and what can be found out again: its bytes on disk."""
-    files = [path for folder in (data_dir(), cache_dir()) for path in folder.rglob("*")]
-    return {str(path): path.lstat().st_blocks * 512 for path in files}
+    """Everything in the places for templates, images and what can be found out again: its bytes on disk.
+
+    In tmpfs its size: there, who reads a hole through a mapping fills it.
+    """
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    in_memory = {words[2] for words in mounts if words[words.index("-") + 1] == "tmpfs"}
+    kept = {}
+    for path in (path for folder in (data_dir(), cache_dir()) for path in folder.rglob("*")):
+        found = path.lstat()
+        device = f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}"
+        kept[str(path)] = found.st_size if device in in_memory else found.st_blocks * 512
+    return kept

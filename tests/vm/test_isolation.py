@@ -111,7 +111,9 @@ def test_no_descriptor_and_no_mapping_of_a_restored_qemu_writes_to_its_template(
         if stat.S_ISREG(link.stat().st_mode):
             with pytest.raises(OSError) as caught:
                 os.open(link, os.O_RDWR)
-            assert caught.value.errno == errno.EROFS, link.readlink()
+            # A file of somebody else's is refused before anybody looks at the mount.
+            theirs = link.stat().st_uid != os.getuid()
+            assert caught.value.errno == (errno.EACCES if theirs else errno.EROFS), link.readlink()
     mappings = [line.split() for line in (proc / "maps").read_text().splitlines()]
     rights = {words[1] for words in mappings if words[4] == str(file.st_ino)}
     assert rights == {"rw-p"}
@@ -127,10 +129,10 @@ def test_a_clone_that_writes_to_all_of_its_memory_leaves_its_template_as_it_was(
 ) -> None:
     kernel, template = clone
 
-    def state() -> tuple[str, int, int]:
+    def state() -> tuple[str, int]:
         with template.ram.open("rb") as file:
             digest = hashlib.file_digest(file, "blake2b").hexdigest()
-        return digest, template.ram.stat().st_ctime_ns, template.ram.stat().st_blocks
+        return digest, template.ram.stat().st_ctime_ns
 
     before = state()
     assert kernel.run("mine = b'mine' * (100 << 20); len(mine)") == str(400 << 20)
@@ -177,9 +179,10 @@ def test_where_qemu_cannot_be_kept_from_writing_to_a_template_the_kernel_boots(
     assert template.digest in [each.digest for each in TemplateStore().all()]
 
 
-def test_qemu_holds_no_socket_but_its_three(kernel: Kernel) -> None:
+def test_qemu_holds_no_socket_but_those_it_is_for(kernel: Kernel) -> None:
+    wanted = {"kernel": 2, "userspace": 3}[kernel.manager.provisioner.report["vsock"][0]]
     links = [str(path.readlink()) for path in Path(f"/proc/{kernel.qemu.pid}/fd").iterdir()]
-    assert len({link for link in links if link.startswith("socket:")}) == 3  # QMP, console, vsock
+    assert len({link for link in links if link.startswith("socket:")}) == wanted  # QMP, console, vsock
 
 
 def test_a_fork_bomb_stops_at_the_limit_and_an_interrupt_still_works(kernel: Kernel) -> None:

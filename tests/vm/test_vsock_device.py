@@ -16,6 +16,7 @@ import pytest
 from qemu.qmp import QMPClient
 
 from sandbox_kernel.image.store import Image
+from sandbox_kernel.machine.accelerator import settle
 from sandbox_kernel.qemu.command import QemuConfig, VsockDevice, command_line
 from sandbox_kernel.vsock.userspace import UserspaceVsock
 from tests.vm import vsock_guest
@@ -86,7 +87,7 @@ async def guest_with_vsock(image: Image, folder: Path, *, through_proc: bool = F
             image=PurePosixPath(folder),
             memory=256,
             vcpus=1,
-            accelerator="tcg",
+            accelerator=(settle("auto", image) or ("tcg",))[0],
             console_fd=console_end.fileno(),
             qmp_fd=monitor_end.fileno(),
             vsock=VsockDevice(host.qemu_socket().fileno()),

@@ -191,7 +191,7 @@ def run(command: list[str]) -> dict[str, object]:
     as_user = _as(user)
     subprocess.run([*as_user, "cp", "-a", str(HERE / "checkout"), str(checkout)], check=True)
     began = time.monotonic()
-    done = subprocess.run(
+    process = subprocess.Popen(
         [*as_user, *command],
         stdin=console,
         stdout=console,
@@ -199,9 +199,16 @@ def run(command: list[str]) -> dict[str, object]:
         cwd=checkout,
         env=environment,
         preexec_fn=_as_in_a_session,
-        check=False,
     )
-    return {"status": done.returncode, "seconds": time.monotonic() - began}
+    return {"status": wait_as_init(process.pid), "seconds": time.monotonic() - began}
+
+
+def wait_as_init(pid: int) -> int:
+    """The exit status of a child; orphans that end meanwhile are collected, too."""
+    while True:
+        ended, status = os.wait()
+        if ended == pid:
+            return os.waitstatus_to_exitcode(status)
 
 
 def _as_in_a_session() -> None:
