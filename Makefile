@@ -10,7 +10,7 @@ APT := DEBIAN_FRONTEND=noninteractive apt-get
 
 help:
 	@echo "make demo         run notebooks/hello.ipynb in a micro-VM"
-	@echo "make test         everything CI runs: lint, types, layers, unit, VM, quick conformance, leftovers"
+	@echo "make test         everything CI runs: lint, types, layers, unit, VM, quick conformance, the lab's smoke set"
 	@echo "make conformance  the suites of Jupyter's own projects against the micro-VM"
 	@echo "make bench        plain ipykernel and the micro-VM side by side, and how many fit (15 minutes)"
 	@echo "make fuzz         long property runs of what parses a guest's bytes"
@@ -39,6 +39,7 @@ demo: setup
 test: lint unit vm
 	$(BIN)/python -m tests.conformance --quick
 	$(MAKE) --no-print-directory leftovers
+	$(MAKE) --no-print-directory lab-smoke
 
 lint: env
 	$(BIN)/ruff check .
