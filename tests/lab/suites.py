@@ -45,8 +45,8 @@ SUITES = {
     "smoke": Suite("KVM and the kernel's vsock, from probe to restored kernels", f"{_PYTEST} {_SMOKE}"),
     "standard": Suite(
         "the smoke set, the tests of VMs that need no network, jupyter_kernel_test",
-        f"{_PYTEST} {_SMOKE} {' '.join(f'tests/vm/test_{name}.py' for name in _VM)}; "
-        f"first=$?; {_CONFORMANCE} && exit $first",
+        f"{_PYTEST} {_SMOKE} {' '.join(f'tests/vm/test_{name}.py' for name in _VM)} ; "
+        f"first=$? ; {_CONFORMANCE} && exit $first",
     ),
     "versions": Suite(
         "the guests of two Debians with the lab's QEMU",
