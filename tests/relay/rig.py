@@ -1,4 +1,4 @@
-"""A stock ipykernel as the guest, the relay in a thread with its own event loop, clients in front of it."""
+"""An ipykernel as the guest, the relay in a thread with its own event loop, clients in front of it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ class Context(zmq.Context):
 kernelapp.zmq.Context = Context
 kernelapp.launch_new_instance()
 """
-"""ipykernel with an iopub that waits for its subscriber instead of dropping what it does not take."""
+"""ipykernel as guest/kernel.py has it: its iopub waits for its subscriber.
+
+A stock one drops what comes behind 1000 messages, which a busy machine brings about.
+"""
 
 READY = 30.0
 """Seconds for what takes no time on an idle machine; a deadline, not a measurement."""
@@ -98,13 +101,14 @@ class Rig:
     def guest_addresses(self) -> dict[str, str]:
         return addresses(self.guest_info)
 
-    def start_kernel(self, lossless: bool = False) -> None:
+    def start_kernel(self) -> None:
         file = self.folder / "guest.json"
         file.write_text(json.dumps(self.guest_info))
         self.kernel = subprocess.Popen(
             [
                 sys.executable,
-                *(["-c", LOSSLESS] if lossless else ["-m", "ipykernel_launcher"]),
+                "-c",
+                LOSSLESS,
                 "-f",
                 str(file),
             ],
@@ -126,8 +130,8 @@ class Rig:
         self.thread.run(self.relay.attach(self.dial))
         self.thread.call(self.relay.start)
 
-    def start(self, lossless: bool = False) -> None:
-        self.start_kernel(lossless)
+    def start(self) -> None:
+        self.start_kernel()
         self.attach()
 
     def kill_kernel(self) -> None:

@@ -115,7 +115,7 @@ def test_while_a_lossless_kernel_waits_for_a_stalled_client_the_others_lose_noth
     make_rig: MakeRig,
 ) -> None:
     rig = make_rig(limits=RelayLimits(client_bytes=8 * MEBIBYTE, stall=3.0))
-    rig.start(lossless=True)
+    rig.start()
     client = rig.client()
     with staller(rig):
         code = "for i in range(6000): display({'text/plain': f'{i:<40000}'}, raw=True)"
