@@ -114,7 +114,7 @@ class Nursery:
     def warm(self, spec: VMSpec | None = None) -> None:
         """Gets the zygote, and a VM for `spec`, for a client that knows that it will start kernels.
 
-        Returns when they are there, whoever began them.
+        Returns when they are there, whoever began them, or cannot be had, which is logged.
         """
         with self._turn:
             self._surroundings = surroundings()

@@ -88,9 +88,8 @@ def prepare() -> list[str]:
 def keep_awake() -> None:
     """Has the clock chip interrupt all the time, 64 times a second.
 
-    QEMU's emulation of SVM changes the CPU's pending interrupts without a lock (as of 7.2: svm_helper.c), and
-    once in hours an interrupt that comes in that moment is lost. The next one brings it back; but when it was
-    the timer's, and the processor sleeps, there is no next one.
+    QEMU 7.2 lost an interrupt, once in hours of labs. The processor then slept for good, and went on when the
+    interrupt was set again by hand; the next one does the same, so there is always a next one.
     """
     fcntl.ioctl(os.open("/dev/rtc0", os.O_RDONLY), RTC_UIE_ON)  # until this descriptor is closed: never
 
