@@ -15,6 +15,7 @@ iopub waits for the relay, its one subscriber, instead of dropping what the rela
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import runpy
@@ -32,12 +33,21 @@ _standby: dict[str, Any] = {}
 
 
 def take_listeners() -> None:
-    """Takes over the listening sockets that the agent has passed down."""
+    """Takes over the listening sockets that the agent has passed down, and where its stacks are to go."""
     sys.path.insert(0, _OWN)
-    from agent_protocol import CHANNEL_FDS_VARIABLE, RELAY_IDENTITY, STANDBY_VARIABLE
+    from agent_protocol import (
+        CHANNEL_FDS_VARIABLE,
+        RELAY_IDENTITY,
+        STACKS_FD_VARIABLE,
+        STACKS_SIGNAL,
+        STANDBY_VARIABLE,
+    )
 
     global _relay
     _relay = RELAY_IDENTITY
+    stacks = int(os.environ.pop(STACKS_FD_VARIABLE))
+    os.set_inheritable(stacks, False)
+    faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
     sys.path.remove(_OWN)
     del sys.modules["agent_protocol"]
     _standby.update(json.loads(os.environ.pop(STANDBY_VARIABLE, "{}")))

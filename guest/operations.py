@@ -135,6 +135,9 @@ class Operations:
         number = fields.integer(request, "number", 0, 64)
         return Answer({"alive": self._started().signal(number)})
 
+    def _stacks(self, request: Request, payload: bytes) -> Answer:
+        return Answer(payload=self._started().stacks())
+
     def _status(self, request: Request, payload: bytes) -> Answer:
         kernel, settings = self._kernel, self._settings
         return Answer(

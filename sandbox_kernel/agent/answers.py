@@ -20,6 +20,8 @@ _LARGEST = 2**53
 """More than any count or size of a guest."""
 _MAX_PID = 1 << 22
 _MAX_PHASES = 16
+_LONGEST_LINE = 300
+_MOST_LINES = 400
 _TO_END = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """Signals that somebody sends to end a process; any other one is the sign of a crash."""
 
@@ -94,12 +96,14 @@ class KernelExit:
         signal: that signal; None otherwise.
         out_of_memory: whether the guest's kernel killed it for want of memory.
         tail: the last text on its standard output and error.
+        memory_peak: bytes; the most memory that its cgroup had.
     """
 
     code: int | None
     signal: int | None
     out_of_memory: bool
     tail: str
+    memory_peak: int = 0
 
     @property
     def status(self) -> int:
@@ -174,7 +178,13 @@ def kernel_exit(answer: Mapping[str, object]) -> KernelExit:
     signal = None if answer.get("signal") is None else _whole(answer, "signal", 1, 64)
     if (code is None) == (signal is None):
         raise GuestProtocolError("The VM's agent reports an exit status that is none.")
-    return KernelExit(code, signal, _flag(answer, "out_of_memory"), plain(_text(answer, "tail")))
+    return KernelExit(
+        code,
+        signal,
+        _flag(answer, "out_of_memory"),
+        plain(_text(answer, "tail")),
+        _whole(answer, "memory_peak"),
+    )
 
 
 def signalled(answer: Mapping[str, object]) -> bool:
@@ -203,6 +213,12 @@ def exec_result(answer: Mapping[str, object], output: bytes) -> ExecResult:
     )
 
 
+def stacks(output: bytes) -> str:
+    """The payload of the answer to `stacks`: lines of printable text, one below the other."""
+    lines = output.decode("utf-8", "replace").splitlines()
+    return "\n".join(_printable(line[:_LONGEST_LINE]) for line in lines[:_MOST_LINES])
+
+
 def written(answer: Mapping[str, object]) -> int:
     """The answer to `write`: the file's size in bytes."""
     return _whole(answer, "size")
@@ -210,7 +226,11 @@ def written(answer: Mapping[str, object]) -> int:
 
 def plain(text: str, limit: int = _TEXT) -> str:
     """The end of a guest's text, at most `limit` characters, printable, on one line."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text[-limit:]).split())
+    return " ".join(_printable(text[-limit:]).split())
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _unusable(name: str) -> GuestProtocolError:

@@ -43,7 +43,7 @@ _FAST_UNDER_LOAD = 50_000_000
 _FAST_ENOUGH = 5_000_000
 """Nanoseconds of an exchange by which a clock is set well."""
 _CLOSED = "The connection to the VM's agent is closed."
-_CARRIES_PAYLOAD = frozenset({"exec", "read"})
+_CARRIES_PAYLOAD = frozenset({"exec", "read", "stacks"})
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,11 @@ class AgentClient:
         """Sends a signal to the kernel's process group (0 only asks); False when the kernel has ended."""
         answer, _ = await self.call("signal", number=number)
         return answers.signalled(answer)
+
+    async def stacks(self) -> str:
+        """What each thread of the kernel is doing, as lines; empty when it cannot be had."""
+        _, output = await self.call("stacks")
+        return answers.stacks(output)
 
     async def status(self) -> Status:
         """How the kernel fares."""

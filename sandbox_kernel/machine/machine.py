@@ -21,9 +21,12 @@ from sandbox_kernel.agent.protocol import AGENT_PORT
 from sandbox_kernel.errors import (
     BootError,
     GuestError,
+    GuestPanicked,
+    GuestPoweredOff,
     GuestProtocolError,
     SandboxKernelError,
     TemplateError,
+    VMMDied,
 )
 from sandbox_kernel.machine.ignition import CID, Ignition
 from sandbox_kernel.machine.state import Lifecycle, State
@@ -231,12 +234,10 @@ class Machine:
             async for event in events:
                 data = cast(dict[str, object], event.get("data", {}))
                 reason = str(data.get("reason", ""))[:40]
-                what = (
-                    "panicked"
-                    if event["event"] == "GUEST_PANICKED" or reason == "guest-panic"
-                    else "powered off"
-                )
-                self._end(GuestError(f"The VM {what} ({self._evidence()})."))
+                if event["event"] == "GUEST_PANICKED" or reason == "guest-panic":
+                    self._end(GuestPanicked(f"The VM's Linux panicked ({self._evidence()})."))
+                else:
+                    self._end(GuestPoweredOff(f"The VM powered off ({self._evidence()})."))
 
     async def _reach_agent(self) -> None:
         plan = self._plan
@@ -267,7 +268,7 @@ class Machine:
         if self._plan.cgroup.out_of_memory():
             how += " when its host cgroup ran out of memory"
         words = self.process.last_words()
-        self._end(GuestError(f"QEMU {how}{': ' + words if words else ''} ({self._evidence()})."))
+        self._end(VMMDied(f"QEMU {how}{': ' + words if words else ''} ({self._evidence()})."))
 
     def _on_violation(self, failed: asyncio.Future[GuestProtocolError]) -> None:
         if not failed.cancelled():

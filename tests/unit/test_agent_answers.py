@@ -10,7 +10,7 @@ from sandbox_kernel.agent import answers
 from sandbox_kernel.errors import GuestError, GuestProtocolError, KernelStartError
 
 HELLO = {"kernel": "6.12", "python": "3.13.5", "uptime": 4, "boot": {"agent": 3.5}}
-EXIT = {"code": 0, "signal": None, "out_of_memory": False, "tail": ""}
+EXIT = {"code": 0, "signal": None, "out_of_memory": False, "memory_peak": 0, "tail": ""}
 STARTED = {"pid": 151, "adopted": True, "clock": 7}
 STATUS = {
     "alive": True,
