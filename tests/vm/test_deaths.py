@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import nbformat
 import pytest
+from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from tests.microvm import READY, Kernel, microvm, until
+from tests.microvm import KERNEL, READY, Kernel, microvm, until
 
 LONG = "import time\nprint('running', flush=True)\ntime.sleep(600)"
 
@@ -126,3 +128,61 @@ def test_the_first_cell_after_a_restart_begins_with_what_happened(installed: Non
         kernel.manager.restart_kernel(now=True)
         kernel.client.wait_for_ready(timeout=READY)
         assert kernel.run("print('hello')") == "hello"
+
+
+async def restarted(
+    config: dict[str, Any], wreck: str, event: str, callback: Callable[[AsyncIOLoopKernelManager], Any]
+) -> Any:
+    """What `callback` finds when a restarter has noticed `event` ("restart", "dead") of a kernel."""
+    made = AsyncIOLoopKernelManager(kernel_name=KERNEL)
+    made.kernel_spec.metadata = made.kernel_spec.metadata | {
+        "kernel_provisioner": {"provisioner_name": "microvm-provisioner", "config": config}
+    }
+    made.config.KernelRestarter.time_to_dead = 0.3
+    noticed = asyncio.Event()
+    await made.start_kernel()
+    made.add_restart_callback(noticed.set, event)
+    try:
+        client = made.client()
+        client.start_channels()
+        await client.wait_for_ready(timeout=READY)
+        client.execute(wreck)
+        await asyncio.wait_for(noticed.wait(), READY)
+        return await callback(made)
+    finally:
+        client.stop_channels()
+        await made.shutdown_kernel(now=True)
+
+
+async def test_a_restarter_does_not_bring_an_idle_kernel_back_but_a_person_can(installed: None) -> None:
+    async def look(made: AsyncIOLoopKernelManager) -> tuple[bool, bool]:
+        dead = not await made.is_alive()
+        await made.restart_kernel(now=True)
+        return dead, await made.is_alive()
+
+    assert await restarted({"idle_timeout": 2}, "1", "dead", look) == (True, True)
+
+
+async def test_a_restarter_brings_a_crashed_kernel_back_with_a_notice(installed: None) -> None:
+    async def look(made: AsyncIOLoopKernelManager) -> str:
+        # "restart" is told before it is done.
+        async with asyncio.timeout(READY):
+            while not await made.is_alive():  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        client = made.client()
+        client.start_channels()
+        await client.wait_for_ready(timeout=READY)
+        text: list[str] = []
+
+        def collect(message: dict[str, Any]) -> None:
+            text.append(message["content"].get("text", ""))
+
+        await client._async_execute_interactive("print('hello')", output_hook=collect, timeout=READY)
+        client.stop_channels()
+        return "".join(text)
+
+    said = await restarted({}, "import os; os.abort()", "restart", look)
+    assert said.startswith(
+        "[sandbox-kernel] The kernel was started anew, without its variables, after this: "
+    )
+    assert said.endswith("hello\n")
