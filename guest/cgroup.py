@@ -72,6 +72,14 @@ def number(settings: Settings, name: str) -> int:
         return 0
 
 
+def cpu_seconds(settings: Settings) -> float:
+    """Seconds of CPU that the kernel's cgroup has had (cpu.stat, usage_usec); 0 where nobody counts."""
+    try:
+        return int(system.read(f"{settings.kernel_cgroup}/cpu.stat").split()[1]) / 1e6
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 def _available(meminfo: str) -> int:
     """Bytes that programs can have before Linux runs out of memory (proc_meminfo(5), MemAvailable)."""
     for line in meminfo.splitlines():

@@ -101,6 +101,8 @@ class Operations:
             if self._kernel is not None:
                 raise Refused("started", "The kernel of this VM has been started already.")
             configuration.apply(self._settings, self.standby is not None)
+            if configuration.scratch and self.standby is not None:
+                self.standby.leave_home()
             try:
                 adopted = self._adopt(order)
                 self._kernel = adopted or KernelProcess(self._children, self._settings, order)
@@ -140,6 +142,7 @@ class Operations:
 
     def _status(self, request: Request, payload: bytes) -> Answer:
         kernel, settings = self._kernel, self._settings
+        disk = os.statvfs(settings.home)
         return Answer(
             {
                 "alive": kernel is not None and kernel.alive,
@@ -149,6 +152,9 @@ class Operations:
                 "pids_current": cgroup.number(settings, "pids.current"),
                 "oom_kills": cgroup.out_of_memory_kills(settings),
                 "load": os.getloadavg()[0],
+                "cpu": cgroup.cpu_seconds(settings),
+                "disk_used": (disk.f_blocks - disk.f_bfree) * disk.f_frsize,
+                "disk_size": disk.f_blocks * disk.f_frsize,
                 "uptime": system.uptime(),
             }
         )

@@ -19,6 +19,7 @@ from sandbox_kernel.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "SANDBOX_KERNEL_"
 
+_NO_LIMIT = "no limit"
 _LONGEST = 31536000.0
 """Seconds of a year: more is meant to be no limit."""
 
@@ -49,6 +50,10 @@ class VMSpec:
         transport: `ipc` or `tcp`, on the client's side.
         env: patterns (`NAME` or `PREFIX_*`) of host variables that the kernel may see.
         boot_timeout: seconds from launch to a kernel that accepts connections.
+        cpu_quota: the host's CPUs, or parts of one, that the VM may take; 0: as many as it has virtual ones.
+        disk: MiB of a scratch disk for what the kernel writes; 0: half of the memory, in memory.
+        disk_bandwidth: MiB a second to and from the VM's disks; 0: any number.
+        disk_iops: reads and writes of the VM's disks a second; 0: any number.
         processes: processes and threads that the kernel may have in the guest.
         cell_timeout: seconds that one cell may run; 0: any time.
         cell_grace: seconds that a cell has to end after each warning: the interrupt, and the dump of stacks.
@@ -57,6 +62,7 @@ class VMSpec:
         output: MiB that one cell may put out; 0: any amount.
         message_size: MiB of one message from the kernel.
         message_rate: messages a second that the kernel may publish before it has to wait; 0: any number.
+        unenforced: `warn` or `refuse`: what to do where this host cannot enforce a limit.
         start: `auto` (restored from a template where there is one) or `cold`.
         preload: Python modules that are imported in the template.
     """
@@ -69,6 +75,10 @@ class VMSpec:
     transport: str = "ipc"
     env: tuple[str, ...] = ()
     boot_timeout: float = 60.0
+    cpu_quota: float = 0.0
+    disk: int = 0
+    disk_bandwidth: float = 0.0
+    disk_iops: int = 0
     processes: int = 4096
     cell_timeout: float = 0.0
     cell_grace: float = 5.0
@@ -77,6 +87,7 @@ class VMSpec:
     output: float = 0.0
     message_size: float = 256.0
     message_rate: float = 0.0
+    unenforced: str = "warn"
     start: str = "auto"
     preload: tuple[str, ...] = ()
 
@@ -96,6 +107,7 @@ DEFAULT = VMSpec()
 _NOT_OF_THE_VM = (
     *("transport", "env", "boot_timeout", "processes"),
     *("cell_timeout", "cell_grace", "idle_timeout", "lifetime", "output", "message_size", "message_rate"),
+    "unenforced",
 )
 """What is not decided before a kernel is launched."""
 
@@ -112,7 +124,7 @@ class Key:
     choices: tuple[str, ...] = ()
     pattern: str = ""
     most: int = 256
-    unlimited: bool = False
+    zero: str = ""
 
     def parse(self, text: str) -> Any:
         """The value that an environment variable's text stands for; the text itself when it is none."""
@@ -141,23 +153,23 @@ class Key:
         return (
             isinstance(value, number)
             and not isinstance(value, bool)
-            and (self.minimum <= value <= self.maximum or (self.unlimited and value == 0))
+            and (self.minimum <= value <= self.maximum or (self.zero != "" and value == 0))
         )
 
     def exceeds(self, value: float, limit: float) -> bool:
         """Whether a value is more than an administrator's `limit`."""
-        return value > limit or (self.unlimited and value == 0 and limit != 0)
+        return value > limit or (self.zero == _NO_LIMIT and value == 0 and limit != 0)
 
     def normalise(self, value: Any) -> Any:
         """An accepted value in the type that `VMSpec` stores."""
         return tuple(value) if self.kind is tuple else self.kind(value)
 
 
-def _number(name: str, kind: type, minimum: float, maximum: float, unit: str, unlimited: bool = False) -> Key:
-    """A number in a range; with `unlimited`, 0 stands for no limit."""
+def _number(name: str, kind: type, minimum: float, maximum: float, unit: str, zero: str = "") -> Key:
+    """A number in a range; `zero` is what 0 stands for, where that is allowed."""
     word = "a whole number" if kind is int else "a number"
-    allowed = f"{word} from {minimum:g} to {maximum:.15g}{unit}" + (" or 0 (no limit)" if unlimited else "")
-    return Key(name, kind, allowed, minimum=minimum, maximum=maximum, unlimited=unlimited)
+    allowed = f"{word} from {minimum:g} to {maximum:.15g}{unit}" + (f" or 0 ({zero})" if zero else "")
+    return Key(name, kind, allowed, minimum=minimum, maximum=maximum, zero=zero)
 
 
 def _choice(name: str, *choices: str) -> Key:
@@ -185,14 +197,19 @@ KEYS: dict[str, Key] = {
             pattern=r"[A-Za-z_][A-Za-z0-9_]*\*?",
         ),
         _number("boot_timeout", float, 1, 3600, " s"),
+        _number("cpu_quota", float, 0.01, 64, " CPUs", _NO_LIMIT),
+        _number("disk", int, 16, 16777216, " MiB", "half of the memory, in memory"),
+        _number("disk_bandwidth", float, 0.01, 1048576, " MiB/s", _NO_LIMIT),
+        _number("disk_iops", int, 1, 10000000, " a second", _NO_LIMIT),
         _number("processes", int, 16, 1048576, ""),
-        _number("cell_timeout", float, 0.1, _LONGEST, " s", unlimited=True),
+        _number("cell_timeout", float, 0.1, _LONGEST, " s", _NO_LIMIT),
         _number("cell_grace", float, 0.1, 3600, " s"),
-        _number("idle_timeout", float, 1, _LONGEST, " s", unlimited=True),
-        _number("lifetime", float, 1, _LONGEST, " s", unlimited=True),
-        _number("output", float, 0.001, 1048576, " MiB", unlimited=True),
+        _number("idle_timeout", float, 1, _LONGEST, " s", _NO_LIMIT),
+        _number("lifetime", float, 1, _LONGEST, " s", _NO_LIMIT),
+        _number("output", float, 0.001, 1048576, " MiB", _NO_LIMIT),
         _number("message_size", float, 0.1, 4096, " MiB"),
-        _number("message_rate", float, 1, 1000000, " messages/s", unlimited=True),
+        _number("message_rate", float, 1, 1000000, " messages/s", _NO_LIMIT),
+        _choice("unenforced", "warn", "refuse"),
         _choice("start", "auto", "cold"),
         Key(
             "preload",
@@ -209,6 +226,10 @@ CAPS: dict[str, str] = {
     "max_memory": "memory",
     "max_vcpus": "vcpus",
     "max_boot_timeout": "boot_timeout",
+    "max_cpu_quota": "cpu_quota",
+    "max_disk": "disk",
+    "max_disk_bandwidth": "disk_bandwidth",
+    "max_disk_iops": "disk_iops",
     "max_processes": "processes",
     "max_cell_timeout": "cell_timeout",
     "max_idle_timeout": "idle_timeout",
@@ -282,7 +303,7 @@ def resolve(
 
 
 def _amount(name: str, value: float) -> str:
-    return "0 (no limit)" if KEYS[name].unlimited and value == 0 else f"{value:g}"
+    return f"0 ({KEYS[name].zero})" if KEYS[name].zero and value == 0 else f"{value:g}"
 
 
 def forwarded(patterns: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:

@@ -71,6 +71,9 @@ class Status:
         load: the guest's load average of one minute.
         memory_max: bytes of memory that it may have.
         uptime: seconds since the guest's boot.
+        cpu: seconds of CPU that its cgroup has had.
+        disk_used: bytes that are taken where its home is.
+        disk_size: bytes that there are.
     """
 
     alive: bool
@@ -81,6 +84,9 @@ class Status:
     load: float
     memory_max: int = 0
     uptime: float = 0.0
+    cpu: float = 0.0
+    disk_used: int = 0
+    disk_size: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """This status as JSON's types."""
@@ -203,6 +209,9 @@ def status(answer: Mapping[str, object]) -> Status:
         _real(answer, "load"),
         _whole(answer, "memory_max"),
         _real(answer, "uptime"),
+        _real(answer, "cpu"),
+        _whole(answer, "disk_used"),
+        _whole(answer, "disk_size"),
     )
 
 

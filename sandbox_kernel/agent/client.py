@@ -56,6 +56,7 @@ class Configuration:
         entropy: at most `protocol.MAX_ENTROPY` bytes, credited to its random generator.
         pids: processes and threads that the kernel may have.
         reserve: bytes of available RAM that the kernel may not have; the agent's own choice when None.
+        scratch: whether there is a scratch disk to be used for what the kernel writes.
     """
 
     clock: int
@@ -63,10 +64,13 @@ class Configuration:
     entropy: bytes
     pids: int
     reserve: int | None = None
+    scratch: bool = False
 
     def fields(self) -> dict[str, object]:
         """What goes into a request; the entropy is its payload."""
         found: dict[str, object] = {"clock": self.clock, "hostname": self.hostname, "pids": self.pids}
+        if self.scratch:
+            found["scratch"] = True
         return found if self.reserve is None else found | {"reserve": self.reserve}
 
 

@@ -22,7 +22,8 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
     hello      → version, kernel (release), python (version), uptime, boot (object: phase to uptime when
                it was reached: "python" runs, "agent" listens)
     configure  clock? (ns since the epoch), step? (ns to add to the clock), hostname?, pids? (processes and
-               threads of the kernel, at least 16), reserve? (available memory that the kernel may not have);
+               threads of the kernel, at least 16), reserve? (available memory that the kernel may not have),
+               scratch? (true: the second disk takes what the kernel writes from now on; once);
                payload: at most MAX_ENTROPY bytes, credited to the random generator → clock (ns since the
                epoch)
     start      argv (`{connection_file}` is filled in), env, connection (object: what goes into the
@@ -42,7 +43,8 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
     stacks     → nothing; payload: what each thread of the kernel is doing (faulthandler), empty where the
                kernel is none of Python's or does not answer; wakes one that is stopped
     status     → alive, memory_current, memory_peak, memory_max, pids_current, oom_kills, load (of 1
-               minute), uptime; memory and pids are those of the kernel's cgroup
+               minute), uptime, cpu (seconds), disk_used, disk_size; memory, pids and cpu are those of the
+               kernel's cgroup, the disk is where its home is
     exec       argv, env?, cwd?, seconds? (at most MAX_EXEC_SECONDS), root? (false: as the kernel's user, in
                its cgroup) → code (negative: signal), truncated, timed_out; payload: the first MAX_PAYLOAD
                bytes of standard output and error. When the time is up its process group is killed

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import cast
 
@@ -31,7 +31,7 @@ from sandbox_kernel.errors import (
 from sandbox_kernel.machine.ignition import CID, Ignition
 from sandbox_kernel.machine.state import Lifecycle, State
 from sandbox_kernel.machine.vmm import Vmm
-from sandbox_kernel.qemu.command import vsock_device
+from sandbox_kernel.qemu.command import scratch_device, vsock_device
 from sandbox_kernel.qemu.script import Script
 from sandbox_kernel.trace import Trace
 from sandbox_kernel.vsock.host import VsockHost
@@ -63,6 +63,9 @@ class Machine:
         """Resolved once with the reason when the machine is no more of use."""
         self.running = asyncio.Event()
         """The guest runs: it boots, or goes on from its template."""
+        self.on_trouble: Callable[[str], None] = log.warning
+        """Told, in a sentence, what went wrong on the host and did not end the VM."""
+        self._told_of_disk = False
 
     @property
     def restored(self) -> bool:
@@ -175,6 +178,9 @@ class Machine:
             self._trace.mark("devices restored")
             with suppress(OSError):  # of a QEMU that is gone the next step tells
                 self._script.plug_in({**dict(vsock_device(self._ignition.device)), "id": "vsock"})
+                if self._plan.disk:
+                    disks = self._ignition.vmm.disks
+                    self._script.plug_in({**dict(scratch_device(disks)), "id": "scratch"})
 
     async def _run(self) -> None:
         """Lets the guest run, and tells its agent so: there is a device to be looked for.
@@ -230,14 +236,25 @@ class Machine:
         self._trace.mark("QEMU answered")
 
     async def _watch_events(self) -> None:
-        with self._vmm.qmp.listener(("SHUTDOWN", "GUEST_PANICKED")) as events:
+        with self._vmm.qmp.listener(("SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR")) as events:
             async for event in events:
                 data = cast(dict[str, object], event.get("data", {}))
+                if event["event"] == "BLOCK_IO_ERROR":
+                    self._on_disk_error(data)
+                    continue
                 reason = str(data.get("reason", ""))[:40]
                 if event["event"] == "GUEST_PANICKED" or reason == "guest-panic":
                     self._end(GuestPanicked(f"The VM's Linux panicked ({self._evidence()})."))
                 else:
                     self._end(GuestPoweredOff(f"The VM powered off ({self._evidence()})."))
+
+    def _on_disk_error(self, data: Mapping[str, object]) -> None:
+        """The host could not read or write a disk of the VM; the guest has been told, a person is to be."""
+        if self._told_of_disk:
+            return
+        self._told_of_disk = True
+        why = "the host's disk is full" if data.get("nospace") is True else str(data.get("reason", ""))[:200]
+        self.on_trouble(f"A disk of the VM could not be used ({why}); make room on the host.")
 
     async def _reach_agent(self) -> None:
         plan = self._plan

@@ -169,6 +169,9 @@ def _ignite(decision: Decision, belongings: Belongings, template: Template | Non
             belongings.logs,
             belongings.cgroup,
             template,
+            spec.disk,
+            spec.disk_bandwidth,
+            spec.disk_iops,
         )
     )
     trace.mark("QEMU started")

@@ -117,7 +117,7 @@ class Supervisor:
             else:
                 machine = await self._start_machine(beginning)
                 if machine.restored:
-                    await self._kernel_of(machine).rehearse(request.spec.processes)
+                    await self._kernel_of(machine).rehearse(request.spec)
                 self._pooled = True
             self._trace.mark("prepared")
             machine = self._machine = beginning.machine
