@@ -107,7 +107,6 @@ DEFAULT = VMSpec()
 _NOT_OF_THE_VM = (
     *("transport", "env", "boot_timeout", "processes"),
     *("cell_timeout", "cell_grace", "idle_timeout", "lifetime", "output", "message_size", "message_rate"),
-    "unenforced",
 )
 """What is not decided before a kernel is launched."""
 

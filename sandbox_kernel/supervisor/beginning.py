@@ -131,7 +131,7 @@ def begin(vm: str, decision: Decision, control_fd: int, trace: Trace, asleep: bo
     template = TemplateStore().open(decision.key) if decision.key is not None else None
     if asleep and template is None:
         raise TemplateError("There is no template that a VM could wait with.")
-    belongings = Belongings(vm, decision.spec.memory, decision.spec.vcpus, control_fd)
+    belongings = Belongings(vm, decision.spec, control_fd)
     for what, why in decision.why.items():
         log.info("%s %s: %s", what, getattr(decision, what), why)
     try:

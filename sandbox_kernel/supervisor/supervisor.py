@@ -156,6 +156,7 @@ class Supervisor:
             self._watch(self._relay.failed, self._on_machine_ended)
             self._watch(kernel.exit, self._on_kernel_exit)
         self._launched = time.monotonic()
+        machine.on_trouble = self._tell
         self._keep_time(machine, request.spec)
         if kernel.adopted:
             self._connecting = self._task(self._connect_later(kernel, request.spec.boot_timeout))
@@ -305,6 +306,12 @@ class Supervisor:
             )
             self._stack.push_async_callback(ladder.aclose)
             self._relay.watch(ladder)
+
+    def _tell(self, trouble: str) -> None:
+        """Tells the log, and whoever waits for a cell, of what went wrong on the host."""
+        log.warning("%s", trouble)
+        for cell in self._relay.running:
+            self._relay.say(cell.request.header, trouble)
 
     def _stop_idling(self) -> None:
         """Whoever waits for a VM's end while it is nobody's does not any more."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sandbox_kernel.jail import cgroup
 from tests.microvm import READY, Kernel, microvm, until
 
 
@@ -143,3 +148,62 @@ def test_output_beyond_its_limit_is_left_out_and_the_cell_goes_on(installed: Non
         assert len(told(messages)) == 1
         assert kernel.reply_to(cell)["content"]["status"] == "ok"
         assert kernel.run("'next'") == "'next'"
+
+
+def enforceable() -> dict[str, str]:
+    """The controllers that this host lacks, with reasons."""
+    group = cgroup.create(f"test-{os.getpid()}", cgroup.Bounds(64, 1, 1.0))
+    for folder in group.folders:
+        folder.rmdir()
+    return dict(group.missing)
+
+
+def test_a_vm_takes_no_more_of_the_hosts_cpu_than_its_quota(installed: None) -> None:
+    if reasons := enforceable():
+        pytest.skip(f"this host has no controller for it: {reasons}")
+    with microvm(cpu_quota=0.3) as kernel:
+        cell = kernel.client.execute(
+            "import time\nend = time.monotonic() + 6\nwhile time.monotonic() < end: pass"
+        )
+        time.sleep(2)
+        before = sum(kernel.qemu.cpu_times()[:2])
+        time.sleep(3)
+        assert 0.5 < sum(kernel.qemu.cpu_times()[:2]) - before < 1.3
+        kernel.reply_to(cell)
+
+
+def test_a_limit_that_this_host_does_not_enforce_is_refused_or_told_in_the_log(
+    installed: None, tmp_path: Path
+) -> None:
+    # As on a host where this user has no cgroup: in a namespace, with nothing mounted where they are.
+    code = (
+        "from tests.microvm import microvm\n"
+        "with microvm(cpu_quota=0.5, unenforced='warn') as kernel:\n"
+        "    print(kernel.run('6 * 7'))\n"
+        "    log = kernel.manager.provisioner.report['logs'] + '/supervisor.log'\n"
+        "    print([line for line in open(log) if 'enforce' in line][0])\n"
+        "try:\n"
+        "    with microvm(cpu_quota=0.5, unenforced='refuse') as kernel: pass\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    done = subprocess.run(
+        [
+            *("unshare", "--user", "--map-root-user", "--mount", "sh", "-c"),
+            'mount -t tmpfs none /sys/fs/cgroup && exec "$@"',
+            *("sh", sys.executable, "-c", code),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=READY,
+        env=os.environ | {"XDG_RUNTIME_DIR": str(run)},
+    )
+    answer, warning, refusal = (line for line in done.stdout.splitlines() if line)
+    assert answer == "42"
+    assert (
+        "this host does not enforce all limits: what QEMU takes beyond the guest's `memory` is not" in warning
+    )
+    assert "`cpu_quota` is not bounded (not mounted at /sys/fs/cgroup/cpu)" in warning
+    assert refusal.startswith("HostError This host does not enforce all limits (")
+    assert refusal.endswith("delegated to this user, or choose unenforced = 'warn'.")
