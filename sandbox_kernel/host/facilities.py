@@ -90,8 +90,8 @@ def control_group() -> Finding:
     if not group.missing:
         return Finding(name, True, False, f"writable, {len(group.folders)} folder(s) a VM")
     fix = (
-        "start the client by the user's systemd (`systemd-run --user --scope jupyter lab`), which has a part of "
-        "cgroup v2; the VM's memory and processors are bounded anyway"
+        "start the client by the user's systemd (`systemd-run --user --scope jupyter lab`), which has a part "
+        "of cgroup v2; the VM's memory and processors are bounded anyway"
     )
     reasons = "; ".join(f"{controller}: {reason}" for controller, reason in group.missing.items())
     return Finding(name, False, False, f"not all limits are enforced here ({reasons})", fix)

@@ -1,8 +1,8 @@
 """The host's cgroup around a VM: a bound on what QEMU itself may take beyond the guest's RAM, and on its CPU.
 
 Where it can be had: a delegated cgroup v2 subtree, as every unit of a user's systemd is in, or writable v1
-controllers. What of it cannot be had is in `Cgroup.missing`, controller by controller, for the caller to tell:
-the guest's RAM and its processors are bounded by the VM anyway.
+controllers. What cannot be had is in `Cgroup.missing`, controller by controller, for the caller to tell: the
+guest's RAM and its processors are bounded by the VM anyway.
 
 A group's folders are removed by the guardian (`guardian.py`), which outlives whoever made them.
 """
