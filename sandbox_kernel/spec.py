@@ -221,6 +221,12 @@ KEYS: dict[str, Key] = {
 }
 """Every key that a kernelspec, traitlets or the environment may set."""
 
+LIMITS = (
+    *("memory", "vcpus", "cpu_quota", "disk", "disk_bandwidth", "disk_iops", "processes"),
+    *("cell_timeout", "idle_timeout", "lifetime", "boot_timeout", "output", "message_size", "message_rate"),
+)
+"""The keys that limit what a VM may have."""
+
 CAPS: dict[str, str] = {
     "max_memory": "memory",
     "max_vcpus": "vcpus",

@@ -14,7 +14,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
-from typing import cast
+from typing import Any, cast
+
+from qemu.qmp import QMPError
 
 from sandbox_kernel.agent.client import AgentClient
 from sandbox_kernel.agent.protocol import AGENT_PORT
@@ -120,6 +122,19 @@ class Machine:
     async def connect_agent(self, timeout: float = _ATTEMPT) -> AgentClient:
         """One more connection to the agent: calls on one connection wait for each other."""
         return AgentClient(await self.vsock.connect(AGENT_PORT, timeout))
+
+    async def disk_bytes(self) -> tuple[int, int]:
+        """Bytes that the guest has read from its disks, and written to them (QMP, `query-blockstats`).
+
+        Raises:
+            GuestError: QEMU does not tell.
+        """
+        try:
+            devices = cast(list[dict[str, Any]], await self._vmm.qmp.execute("query-blockstats"))
+            read = sum(int(device["stats"]["rd_bytes"]) for device in devices)
+            return read, sum(int(device["stats"]["wr_bytes"]) for device in devices)
+        except (QMPError, EOFError, LookupError, TypeError, ValueError) as error:
+            raise GuestError(f"QEMU does not tell what its disks did ({error}).") from error
 
     async def cause_of(self, error: SandboxKernelError) -> SandboxKernelError:
         """Why a call to the guest failed: `error`, or the VM's own end.

@@ -222,7 +222,7 @@ class MicroVMProvisioner(KernelProvisionerBase):
         info: dict[str, Any] = await super().get_provisioner_info()
         if self._handle is not None and self._handle.poll() is not None:
             self._note_death(self._handle)
-        vm = {"id": self._vm_id(), "supervisor": self.pid, **self.report} if self._launched else None
+        vm = {"supervisor": self.pid, **self.report} if self._launched else None
         return {**info, "vm": vm, "death": self.death.to_dict() if self.death is not None else None}
 
     def resolve_path(self, path: str) -> str | None:
@@ -284,7 +284,10 @@ class MicroVMProvisioner(KernelProvisionerBase):
             for name, value in self.connection_info.items()
         }
         argv = guest_argv(cmd, str(self._manager.connection_file))
-        request = LaunchRequest(self._vm_id(), self._spec, argv, env, info, notice=self._notice())
+        name = str(self._manager.kernel_name)
+        request = LaunchRequest(
+            self._vm_id(), self._spec, argv, env, info, notice=self._notice(), kernel=name
+        )
         pooled = await in_thread(take, self._spec)
         if pooled is not None:
             try:

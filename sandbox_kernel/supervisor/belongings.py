@@ -67,6 +67,11 @@ class Belongings:
         """Folder of the VM's logs."""
         return self._folders.logs
 
+    @property
+    def runtime(self) -> Path:
+        """Folder of the VM's sockets."""
+        return self._folders.runtime
+
     def keep_logs(self) -> None:
         """The logs are named in an error and shall outlive the VM."""
         self._guardian.keep_logs()

@@ -7,6 +7,7 @@ one JSON object a line, in order:
     {"op": "launch", ...LaunchRequest}   boots the VM and starts the kernel; answered when the kernel accepts
     {"op": "signal", "number": 2}        to the kernel's process group in the guest; 0 asks whether it lives
     {"op": "status"}                     what the guest's agent reports
+    {"op": "usage"}                      what the VM uses (usage.py)
     {"op": "stop"}                       orderly end of the VM
 
 An answer is `{"ok": true, ...}` or `{"ok": false, "error": class of errors.py, "message": sentence}`. When
@@ -50,6 +51,7 @@ class LaunchRequest:
         client: process whose end is the VM's end.
         began: `time.monotonic` at which the start began.
         notice: a sentence that the first cell's output begins with; empty for none.
+        kernel: the kernelspec's name, for people.
     """
 
     id: str
@@ -60,6 +62,7 @@ class LaunchRequest:
     client: int = field(default_factory=os.getpid)
     began: float = field(default_factory=time.monotonic)
     notice: str = ""
+    kernel: str = ""
 
     def to_line(self) -> bytes:
         """This request as a line of the protocol."""
@@ -82,6 +85,7 @@ class LaunchRequest:
                 client=int(message["client"]),
                 began=float(message["began"]),
                 notice=str(message["notice"]),
+                kernel=str(message["kernel"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(

@@ -85,6 +85,10 @@ class SupervisorHandle:
         """What the guest's agent reports, and the seconds of each phase of the start."""
         return self._ask(to_line({"op": "status"}), _ANSWER)
 
+    def usage(self) -> dict[str, Any]:
+        """What the VM uses, as in usage.py."""
+        return dict(self._ask(to_line({"op": "usage"}), _ANSWER)["usage"])
+
     def stop(self) -> None:
         """Asks for an orderly end; does not wait for it."""
         with suppress(OSError):

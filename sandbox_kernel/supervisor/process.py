@@ -99,7 +99,7 @@ async def _answer(
     line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, supervisor: Supervisor
 ) -> None:
     """Answers the client's requests in order, from the one in `line` on, until it closes its end."""
-    launched = False
+    launched, opening = False, None
     try:
         while line:
             try:
@@ -109,6 +109,8 @@ async def _answer(
                 launched = launched or op == "launch"
                 if op in _STARTS:
                     asyncio.get_running_loop().call_later(_SETTLE_AFTER, _settle)
+                if op == "launch":
+                    opening = asyncio.get_running_loop().create_task(supervisor.open_window())
             except SandboxKernelError as error:
                 answer = failure(error)
             except TimeoutError:
@@ -120,6 +122,9 @@ async def _answer(
             line = await reader.readline()
     except (ConnectionError, ValueError):  # gone, or a line beyond MAX_LINE
         pass
+    finally:
+        if opening is not None:
+            await opening
     supervisor.end(Ending(0), orderly=True)
 
 
@@ -139,6 +144,8 @@ async def _perform(
             return await _while_connected(reader, supervisor, supervisor.launch(launch))
         case "signal" if launched:
             return {"alive": await supervisor.signal(int(message.get("number", 0)))}
+        case "usage" if launched:
+            return {"usage": (await supervisor.usage()).to_dict()}
         case "status" if launched:
             return await supervisor.status()
         case "stop":

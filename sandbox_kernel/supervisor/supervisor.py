@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -38,14 +39,16 @@ from sandbox_kernel.machine.machine import Machine
 from sandbox_kernel.machine.template import make
 from sandbox_kernel.relay.limits import RelayLimits
 from sandbox_kernel.relay.relay import ClientEndpoints, Relay
-from sandbox_kernel.spec import VMSpec
-from sandbox_kernel.supervisor import expiry
+from sandbox_kernel.spec import LIMITS, VMSpec
+from sandbox_kernel.supervisor import expiry, usage
 from sandbox_kernel.supervisor.beginning import Beginning, begin
 from sandbox_kernel.supervisor.control import LaunchRequest, PrepareRequest, addresses
 from sandbox_kernel.supervisor.decision import Decision, decide
 from sandbox_kernel.supervisor.first import Begun
 from sandbox_kernel.supervisor.guest_kernel import GuestKernel
 from sandbox_kernel.supervisor.ladder import TimeLadder
+from sandbox_kernel.supervisor.usage import Usage
+from sandbox_kernel.supervisor.window import Window
 from sandbox_kernel.template.store import TemplateStore
 from sandbox_kernel.trace import Trace
 
@@ -98,6 +101,7 @@ class Supervisor:
         self._pooled = False
         self._orderly = False
         self._launched = 0.0
+        self._request: LaunchRequest | None = None
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         """Resolved when the VM is to end; the caller then calls `close`."""
 
@@ -155,7 +159,7 @@ class Supervisor:
             self._watch(machine.ended, self._on_machine_ended)
             self._watch(self._relay.failed, self._on_machine_ended)
             self._watch(kernel.exit, self._on_kernel_exit)
-        self._launched = time.monotonic()
+        self._launched, self._request = time.monotonic(), request
         machine.on_trouble = self._tell
         self._keep_time(machine, request.spec)
         if kernel.adopted:
@@ -176,6 +180,41 @@ class Supervisor:
             if await self._machine.cause_of(error) is error:
                 raise
             return False  # the VM has just ended
+
+    async def usage(self) -> Usage:
+        """What this VM uses; without what does not answer."""
+        machine, request = self._machine, self._request
+        assert machine is not None
+        assert request is not None
+        guest, disk = await asyncio.gather(usage.of_guest(machine), usage.of_disk(machine))
+        host, spec = usage.of_host(machine), request.spec
+        return Usage(
+            id=request.id,
+            kernel=request.kernel[:80],
+            start=self._how(machine),
+            state="busy" if self._relay.running else "idle",
+            uptime=round(time.monotonic() - self._launched, 1),
+            cells=self._relay.cells,
+            supervisor=os.getpid(),
+            client=request.client,
+            cpu=host.cpu,
+            memory=host.memory,
+            memory_peak=host.peak,
+            disk=disk,
+            guest=guest,
+            limits={name: getattr(spec, name) for name in LIMITS},
+        )
+
+    async def open_window(self) -> None:
+        """Lets others of this user look at the VM from now on."""
+        assert self._beginning is not None
+
+        async def look() -> dict[str, Any]:
+            return (await self.usage()).to_dict()
+
+        window = Window(self._beginning.belongings.runtime, look)
+        self._stack.push_async_callback(window.aclose)
+        await window.open()
 
     async def status(self) -> dict[str, Any]:
         """What the agent reports of the kernel and the guest's memory, and how the start went so far.
@@ -265,16 +304,20 @@ class Supervisor:
         assert machine is not None
         assert self._beginning is not None
         decision = self._beginning.decision
-        how = "cold" if not machine.restored else "pooled" if self._pooled else "restored"
         return {
+            "id": self._request.id if self._request is not None else "",
             "accelerator": [decision.accelerator, decision.why["accelerator"]],
             "vsock": [decision.vsock, decision.why["vsock"]],
             "image": decision.image.digest,
             "guest_kernel": decision.image.manifest.kernel,
             "logs": self._logs(),
-            "start": how,
+            "start": self._how(machine),
             "trace": self._trace.phases,
         }
+
+    def _how(self, machine: Machine) -> str:
+        """How the VM came to be."""
+        return "cold" if not machine.restored else "pooled" if self._pooled else "restored"
 
     async def _start_machine(self, beginning: Beginning) -> Machine:
         """Waits until a VM that was begun has started; boots another one if its template is of no use."""
