@@ -44,6 +44,8 @@ def protect(settings: Settings) -> None:
     limit_memory(settings, RESERVE)
     limit_pids(settings, PIDS)
     system.write("/proc/self/oom_score_adj", "-1000")
+    # Before whatever may be in a hurry (kernel_process.py); not for what the agent starts.
+    os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(2))
     system.stay_in_memory()
 
 
