@@ -10,7 +10,8 @@ environment, `zmq`) is as if it had been started by `python3 -m`.
 
 Two more things keep the host's relay from being noticed. Its ZMQ identity, the first hop of every request, is
 taken off what the kernel's ROUTER sockets receive and put back on what they send to a client behind it. And
-iopub waits for the relay, its one subscriber, instead of dropping what the relay does not take at once.
+iopub waits for the relay, its one subscriber, instead of dropping what the relay does not take at once
+(backpressure.py).
 """
 
 from __future__ import annotations
@@ -106,6 +107,13 @@ def patch() -> None:
     from ipykernel.heartbeat import Heartbeat
     from ipykernel.kernelapp import IPKernelApp
 
+    sys.path.insert(0, _OWN)
+    import backpressure
+
+    sys.path.remove(_OWN)
+    del sys.modules["backpressure"]
+    backpressure.install()
+
     def adopt(zmq_socket: zmq.Socket[bytes], channel: str, address: str) -> None:
         zmq_socket.setsockopt(zmq.USE_FD, _listeners[channel].fileno())
         zmq_socket.bind(address)
@@ -134,6 +142,8 @@ def patch() -> None:
     def without_hop(context: Any, kind: int, *args: Any, **options: Any) -> Any:
         if kind == zmq.ROUTER:
             options["socket_class"] = Router
+        elif kind == zmq.XPUB:
+            options["socket_class"] = backpressure.Publisher
         return make_socket(context, kind, *args, **options)
 
     def init_sockets_without_hop(app: IPKernelApp) -> None:
@@ -149,6 +159,7 @@ def patch() -> None:
         channel = ports.get(port, "iopub")
         if channel == "iopub":
             zmq_socket.setsockopt(zmq.XPUB_NODROP, 1)
+            zmq_socket.setsockopt(zmq.SNDHWM, backpressure.MESSAGES)
         adopt(zmq_socket, channel, f"ipc://{app.ip}-vsock-{port}")
         if channel == "shell":
             # The debugger talks to the shell channel from inside, by the address that was bound last.

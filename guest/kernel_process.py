@@ -34,6 +34,8 @@ _FIRST = 1
 """The lowest of the priorities that come before all ordinary ones; the agent's is higher."""
 _HURRY = 1.5
 """Seconds."""
+_CROWD = 16
+"""Threads that want the CPU, from which on the kernel has to be helped."""
 _FIRST_STACK, _NEXT_STACK = 2000, 200
 """Milliseconds until the stacks begin to come, and until no more of them come."""
 
@@ -127,9 +129,10 @@ class KernelProcess:
     def _hurry(self) -> None:
         """Lets the kernel itself run before all that it has started, for as long as an interrupt should take.
 
-        Else it has to share the CPU with thousands of processes that a fork bomb has made (sched(7)).
+        Else it has to share the CPU with thousands of processes that a fork bomb has made (sched(7)). Not
+        where there are none: it would come before Linux's own work on its output, and gain nothing.
         """
-        if os.getuid() == 0:
+        if os.getuid() == 0 and _runnable() > _CROWD:
             self._schedule(os.SCHED_RR | os.SCHED_RESET_ON_FORK, _FIRST)
             calm = threading.Timer(_HURRY, self._schedule, (os.SCHED_OTHER, 0))
             calm.daemon = True
@@ -254,6 +257,11 @@ class KernelProcess:
             "tail": self._tail.text(_PATIENCE),
         }
         os.close(over)  # which the reading end shows to everybody who waits
+
+
+def _runnable() -> int:
+    """Threads that run or would like to (proc_loadavg(5))."""
+    return int(system.read("/proc/loadavg").split()[3].partition("/")[0])
 
 
 def listen(settings: Settings, port: int, backlog: int) -> socket.socket:

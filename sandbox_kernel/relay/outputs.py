@@ -88,13 +88,18 @@ class Pace:
         self._tokens -= 1.0
         return self.left(now)
 
+    def grant(self, count: int) -> None:
+        """Lets the next `count` messages pass at once."""
+        self._tokens = max(self._tokens, float(count))
+
     def left(self, now: float) -> float:
         """Seconds that the next message has still to wait."""
         self._fill(now)
         return max(0.0, -self._tokens / self.rate)
 
     def _fill(self, now: float) -> None:
-        self._tokens = min(max(self.rate, 1.0), self._tokens + (now - self._at) * self.rate)
+        full = max(self.rate, 1.0, self._tokens)  # more than a second's have been granted
+        self._tokens = min(full, self._tokens + (now - self._at) * self.rate)
         self._at = now
 
 

@@ -54,6 +54,8 @@ GUEST_CHANNELS: Final = ("control", "shell", "stdin", "iopub")
 _WELCOME: Final = WELCOME.encode()
 _INPUT: Final = b"execute_input"
 _STATUS: Final = b"status"
+_BACKLOG: Final = 1000
+"""Messages that may be on their way from a kernel: what it keeps, and what its socket and ours hold."""
 _NO_SCHEME: Final = "hmac-sha256"
 """Until `bind` names one; nothing is signed before."""
 
@@ -223,6 +225,12 @@ class Relay:
         closed = [channel.closed for channel in self._guest.values()]
         if closed:
             await asyncio.wait(closed, timeout=timeout)
+
+    def hasten(self) -> None:
+        """Lets what the guest has published already pass at once: its end is waited for."""
+        if self._pace.rate and self._guest:
+            self._pace.grant(_BACKLOG)
+            self._hold("iopub", "rate", False)
 
     def say(self, parent: bytes, text: str) -> None:
         """Shows clients a line of ours in the output of the cell whose header is `parent`."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,6 +27,7 @@ from sandbox_kernel.errors import (
     BootError,
     ConfigurationError,
     GuestError,
+    GuestProtocolError,
     HostError,
     KernelCrashed,
     KernelExited,
@@ -173,9 +175,14 @@ class Supervisor:
         assert self._machine is not None
         if self.ended.done():
             return False
+        if number == signal.SIGINT:
+            self._relay.hasten()
         try:
             async with asyncio.timeout(_SIGNAL):
                 return await self._machine.agent.signal(number)
+        except GuestProtocolError as error:
+            self._on_machine_ended(error)
+            raise
         except GuestError as error:
             if await self._machine.cause_of(error) is error:
                 raise
@@ -186,7 +193,11 @@ class Supervisor:
         machine, request = self._machine, self._request
         assert machine is not None
         assert request is not None
-        guest, disk = await asyncio.gather(usage.of_guest(machine), usage.of_disk(machine))
+        try:
+            guest, disk = await asyncio.gather(usage.of_guest(machine), usage.of_disk(machine))
+        except GuestProtocolError as error:
+            self._on_machine_ended(error)
+            raise
         host, spec = usage.of_host(machine), request.spec
         return Usage(
             id=request.id,
@@ -224,7 +235,11 @@ class Supervisor:
         assert self._machine is not None
         if self._connecting is not None:
             await asyncio.wait((self._connecting,), timeout=_SIGNAL)
-        status = await self._machine.agent.status()
+        try:
+            status = await self._machine.agent.status()
+        except GuestProtocolError as error:
+            self._on_machine_ended(error)
+            raise
         return {"guest": status.to_dict(), "trace": self._trace.phases}
 
     def end(self, ending: Ending, orderly: bool = False) -> None:

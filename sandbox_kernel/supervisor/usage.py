@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sandbox_kernel.agent.client import Status
-from sandbox_kernel.errors import SandboxKernelError
+from sandbox_kernel.errors import GuestProtocolError, SandboxKernelError
 from sandbox_kernel.machine import footprint
 from sandbox_kernel.machine.machine import Machine
 
@@ -71,7 +71,11 @@ class Usage:
 
 
 async def of_guest(machine: Machine) -> Status | None:
-    """What the guest says, over a connection that nobody else waits for."""
+    """What the guest says, over a connection that nobody else waits for.
+
+    Raises:
+        GuestProtocolError: what it says is none of its protocol.
+    """
     try:
         async with asyncio.timeout(_PATIENCE):
             agent = await machine.connect_agent(_PATIENCE)
@@ -79,6 +83,8 @@ async def of_guest(machine: Machine) -> Status | None:
                 return await agent.status()
             finally:
                 await agent.aclose()
+    except GuestProtocolError:
+        raise
     except (OSError, TimeoutError, SandboxKernelError):
         return None
 

@@ -44,7 +44,7 @@ CASES = [
     Case(
         "one allocation, used",
         "memory = 512",
-        "hog = bytearray(600 << 20)\nfor at in range(0, len(hog), 4096): hog[at] = 1",
+        "hog = bytearray(440 << 20)\nfor at in range(0, len(hog), 4096): hog[at] = 1",
         "death",
         "MemoryLimitExceeded",
         {"memory": 512},

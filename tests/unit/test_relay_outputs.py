@@ -98,6 +98,13 @@ def test_a_pace_lets_a_burst_pass_and_then_its_rate() -> None:
     assert pace.delay(101.0) == 0.0
 
 
+def test_what_is_granted_passes_at_once_and_only_once() -> None:
+    pace = Pace(10)
+    pace.grant(100)
+    assert [pace.delay(100.0) for _ in range(100)] == [0.0] * 100
+    assert pace.delay(100.0) > 0
+
+
 def test_over_a_minute_no_more_than_the_rate_passes() -> None:
     pace, now, count = Pace(10), 0.0, 0
     while now < 60:

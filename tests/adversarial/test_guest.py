@@ -1,0 +1,173 @@
+"""A guest whose Linux or agent has been taken over: its VM dies alone and says why, or goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sandbox_kernel.errors import GuestError
+from tests.adversarial import driver, image
+from tests.adversarial.case import Case, Outcome
+from tests.adversarial.conftest import Neighbourhood
+from tests.adversarial.test_cells import SLACK, STARTS, Cell, by_death
+from tests.microvm import READY, Kernel, microvm, until
+
+DRIVER = Path(driver.__file__).read_text()
+
+
+@pytest.fixture(scope="session")
+def adversary(installed: None) -> str:
+    return image.ensure()
+
+
+def as_root(script: str, afterwards: str = "import time\ntime.sleep(60)") -> str:
+    """A cell that has `script` run as root, and goes on."""
+    return (
+        f"with open('/tmp/draft', 'w') as file: file.write({script!r})\n"
+        "import os\nos.rename('/tmp/draft', '/tmp/root.py')\n" + afterwards
+    )
+
+
+ROOTS = [
+    Case(
+        "panic",
+        "the VM",
+        as_root("open('/proc/sysrq-trigger', 'w').write('c')"),
+        "death",
+        "GuestPanicked",
+    ),
+    Case(
+        "PID 1 overwritten",
+        "the VM",
+        as_root(
+            "import os\nmaps = open('/proc/1/maps').read().splitlines()\n"
+            "memory = os.open('/proc/1/mem', os.O_WRONLY)\n"
+            "for line in maps:\n"
+            "    first, last = (int(end, 16) for end in line.split()[0].split('-'))\n"
+            "    if 'libc.so' in line and ' r-xp ' in line: os.pwrite(memory, bytes(last - first), first)"
+        ),
+        "death",
+        "GuestPanicked",
+    ),
+    Case(
+        "reboot as root",
+        "the VM",
+        as_root("import ctypes\nctypes.CDLL(None).reboot(0x1234567)"),
+        "death",
+        "GuestPoweredOff",
+    ),
+    Case(
+        "sysrq as root",
+        "the VM",
+        as_root("open('/proc/sysrq-trigger', 'w').write('b')"),
+        "death",
+        "GuestPoweredOff",
+    ),
+    Case(
+        "power off as root",
+        "cell_timeout = 4",
+        as_root("import ctypes\nctypes.CDLL(None).reboot(0x4321fedc)"),
+        "death",
+        "CellTimeLimitExceeded|GuestPoweredOff",
+        {"cell_timeout": 4, "cell_grace": 1},
+    ),
+    Case(
+        "the clock set back as root",
+        "cell_timeout = 3",
+        as_root("import time\ntime.clock_settime(time.CLOCK_REALTIME, 1)", "sum(range(10**15))"),
+        "death",
+        "CellTimeLimitExceeded",
+        {"cell_timeout": 3, "cell_grace": 1},
+    ),
+    Case(
+        "SIGKILL of everything as root",
+        "the VM",
+        as_root("import os\nos.kill(-1, 9)"),
+        "death",
+        "KernelExited",
+    ),
+]
+
+DEVICE = [
+    Case(
+        name,
+        "vsock device",
+        f"driver = {DRIVER!r}\nopen('/tmp/driver.py', 'w').write(driver)\n"
+        + as_root(f"import subprocess\nsubprocess.run(['python3', '/tmp/driver.py', {name!r}])"),
+        "death",
+        "GuestProtocolError|GuestError|VMMDied",
+    )
+    for name in re.findall(r'name == "(.*)"', DRIVER)
+]
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("case", [*ROOTS, *DEVICE], ids=lambda case: case.name)
+def test_a_guest_that_was_taken_over_dies_alone(
+    case: Case,
+    start: str,
+    adversary: str,
+    neighbourhood: Neighbourhood,
+    record: Callable[[Outcome], None],
+) -> None:
+    with microvm(start=STARTS[start], image=adversary, **case.config) as kernel:
+        kernel.run("'warm'")
+        quiet = neighbourhood.quiet()
+        seen, control = by_death(kernel, Cell(kernel, case), case)
+        meanwhile = neighbourhood.meanwhile()
+        record(Outcome(case, start, seen, control, quiet, meanwhile))
+        assert until(lambda: not kernel.manager.is_alive(), READY)
+        kernel.manager.restart_kernel(now=True)
+        kernel.client.wait_for_ready(timeout=READY)
+        assert kernel.run("1 + 1").endswith("2")
+        assert meanwhile < SLACK * quiet
+
+
+LIES = re.findall(r'^        "(.*?)":', image.LIES, re.MULTILINE)
+HARMLESS = {"a refusal with a terminal's commands", "silence", "half an answer"}
+
+
+@pytest.fixture
+def liar(adversary: str) -> Iterator[Kernel]:
+    with microvm(image=adversary) as kernel:
+        yield kernel
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_an_agent_that_lies_costs_its_vm_or_nothing(liar: Kernel, lie: str) -> None:
+    cell = Cell(
+        liar,
+        Case(
+            lie,
+            "",
+            f"open('/tmp/lie', 'w').write({lie!r})\nimport time\nwhile True:\n"
+            "    try: time.sleep(600)\n    except KeyboardInterrupt: pass",
+            "",
+            "",
+        ),
+    )
+    assert not cell.follow(time.monotonic() + 1)
+    errors = []
+    for _ in range(2):
+        with contextlib.suppress(RuntimeError):  # no kernel any more
+            try:
+                liar.manager.interrupt_kernel()
+            except GuestError as error:
+                errors.append(str(error))
+    if lie in HARMLESS:
+        assert errors
+        assert all(error.isprintable() and error.endswith(".") for error in errors)
+        assert liar.manager.is_alive()
+    else:
+        assert cell.follow(time.monotonic() + READY)
+        [error] = cell.errors
+        assert error["content"]["ename"] == "GuestProtocolError"
+        assert "\n" not in error["content"]["evalue"]
+    liar.manager.restart_kernel(now=True)
+    liar.client.wait_for_ready(timeout=READY)
+    assert liar.run("1 + 1").endswith("2")
