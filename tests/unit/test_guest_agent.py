@@ -430,7 +430,7 @@ def test_nesting_that_can_be_read_but_not_written_again_is_refused_and_the_agent
     agent: Agent,
 ) -> None:
     """The connection file is written from deeper in the agent than the request was read."""
-    for depth in range(960, 1000):
+    for depth in range(975, 1000):
         nested = "[" * depth + "]" * depth
         body = f'{{"op":"start","argv":["/no/such"],"connection":{{"k":{nested}}}}}'.encode()
         for _ in range(MAX_CONNECTIONS + 1):
