@@ -44,6 +44,8 @@ def protect(settings: Settings) -> None:
     limit_memory(settings, RESERVE)
     limit_pids(settings, PIDS)
     system.write("/proc/self/oom_score_adj", "-1000")
+    # Before whatever may be in a hurry (kernel_process.py); not for what the agent starts.
+    os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(2))
     system.stay_in_memory()
 
 
@@ -70,6 +72,14 @@ def number(settings: Settings, name: str) -> int:
         return int(system.read(f"{settings.kernel_cgroup}/{name}"))
     except (OSError, ValueError):
         return 0
+
+
+def cpu_seconds(settings: Settings) -> float:
+    """Seconds of CPU that the kernel's cgroup has had (cpu.stat, usage_usec); 0 where nobody counts."""
+    try:
+        return int(system.read(f"{settings.kernel_cgroup}/cpu.stat").split()[1]) / 1e6
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def _available(meminfo: str) -> int:

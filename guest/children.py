@@ -15,6 +15,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import system
 
@@ -88,11 +89,18 @@ class Children:
 
     def signal(self, pid: int, number: int) -> bool:
         """Sends a signal to the process group of a started child; False when the child has ended."""
+        return self._signal(pid, number, os.killpg)
+
+    def signal_one(self, pid: int, number: int) -> bool:
+        """The same, to the child alone."""
+        return self._signal(pid, number, os.kill)
+
+    def _signal(self, pid: int, number: int, send: Callable[[int, int], None]) -> bool:
         with self._changed:
             if pid not in self._running:
                 return False
             try:
-                os.killpg(pid, number)
+                send(pid, number)
             except ProcessLookupError:
                 return False
             return True

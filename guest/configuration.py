@@ -7,6 +7,7 @@ import time
 
 import cgroup
 import fields
+import scratch
 import system
 from agent_protocol import MAX_ENTROPY
 from fields import Request
@@ -30,6 +31,8 @@ class Configuration:
         self._step = fields.integer(request, "step", -_LARGEST, _LARGEST) if "step" in request else None
         self._hostname = fields.text(request, "hostname", _LONGEST_NAME) if "hostname" in request else None
         self._pids = fields.integer(request, "pids", 16, _MOST_PIDS) if "pids" in request else None
+        self.scratch = request.get("scratch") is True
+        """Whether the kernel's files are to be on the scratch disk."""
         self._reserve = fields.integer(request, "reserve", 0, _LARGEST) if "reserve" in request else None
 
     def apply(self, settings: Settings, cloned: bool) -> None:
@@ -56,3 +59,5 @@ class Configuration:
             cgroup.limit_pids(settings, self._pids)
         if self._reserve is not None:
             cgroup.limit_memory(settings, self._reserve)
+        if self.scratch:
+            scratch.use(settings)

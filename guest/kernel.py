@@ -15,6 +15,9 @@ iopub waits for the relay, its one subscriber, instead of dropping what the rela
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
+import functools
 import json
 import os
 import runpy
@@ -22,6 +25,8 @@ import socket
 import sys
 from typing import Any
 
+_SIGINT, _SIG_BLOCK, _SIG_UNBLOCK, _SIGSET = 2, 0, 1, 128
+"""signal(7), bits/sigaction.h and bits/types/__sigset_t.h of x86-64."""
 _OWN = os.path.dirname(os.path.abspath(__file__))
 _listeners: dict[str, socket.socket] = {}
 """Kept for the life of the process: libzmq uses the descriptors, these objects own them."""
@@ -32,18 +37,59 @@ _standby: dict[str, Any] = {}
 
 
 def take_listeners() -> None:
-    """Takes over the listening sockets that the agent has passed down."""
+    """Takes over the listening sockets that the agent has passed down, and where its stacks are to go."""
     sys.path.insert(0, _OWN)
-    from agent_protocol import CHANNEL_FDS_VARIABLE, RELAY_IDENTITY, STANDBY_VARIABLE
+    from agent_protocol import (
+        CHANNEL_FDS_VARIABLE,
+        RELAY_IDENTITY,
+        STACKS_FD_VARIABLE,
+        STACKS_SIGNAL,
+        STANDBY_VARIABLE,
+    )
 
     global _relay
     _relay = RELAY_IDENTITY
+    stacks = int(os.environ.pop(STACKS_FD_VARIABLE))
+    os.set_inheritable(stacks, False)
+    faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
     sys.path.remove(_OWN)
     del sys.modules["agent_protocol"]
     _standby.update(json.loads(os.environ.pop(STANDBY_VARIABLE, "{}")))
     for channel, fd in json.loads(os.environ.pop(CHANNEL_FDS_VARIABLE)).items():
         _listeners[channel] = socket.socket(fileno=fd)
         _listeners[channel].set_inheritable(False)
+
+
+def keep_interrupts() -> None:
+    """Has an interrupt wait while the process forks.
+
+    Python's hooks around a fork print what is raised in them, and go on: an interrupt that falls into one is
+    lost, and code that does nothing but fork spends most of its time there. Registered last, these two run
+    around all others; being no Python functions, they do not raise what they let in.
+    """
+    libc = ctypes.CDLL(None)
+    mask = ctypes.create_string_buffer(_SIGSET)
+    libc.sigemptyset(mask)
+    libc.sigaddset(mask, _SIGINT)
+    block, unblock = (
+        functools.partial(libc.pthread_sigmask, how, mask, None) for how in (_SIG_BLOCK, _SIG_UNBLOCK)
+    )
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=unblock)
+
+
+def end_copies() -> None:
+    """Has a forked copy of this process end with its cell: it shares the channels, and would read them."""
+    from ipykernel.kernelbase import Kernel
+
+    original: Any = Kernel.post_handler_hook
+    kernel = os.getpid()
+
+    def post_handler_hook(self: Kernel) -> None:
+        if os.getpid() != kernel:
+            os._exit(0)
+        original(self)
+
+    Kernel.post_handler_hook = post_handler_hook  # type: ignore[method-assign]
 
 
 def restore_path() -> None:
@@ -133,6 +179,8 @@ def main() -> None:
     take_listeners()
     restore_path()
     patch()
+    end_copies()
+    keep_interrupts()
     stand_by()
     module = sys.argv.pop(1)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

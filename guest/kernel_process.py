@@ -14,7 +14,14 @@ import socket
 import threading
 
 import cgroup
-from agent_protocol import CHANNEL_FDS_VARIABLE, CHANNEL_PORTS
+import system
+from agent_protocol import (
+    CHANNEL_FDS_VARIABLE,
+    CHANNEL_PORTS,
+    MAX_STACKS,
+    STACKS_FD_VARIABLE,
+    STACKS_SIGNAL,
+)
 from children import Children, Plan
 from command import command
 from settings import Settings
@@ -22,7 +29,13 @@ from tail import Tail
 
 _PATIENCE = 0.2
 """Seconds that the last output may take to arrive when the kernel has ended."""
-_SIGKILL = 9
+_SIGINT, _SIGKILL, _SIGCONT = 2, 9, 18
+_FIRST = 1
+"""The lowest of the priorities that come before all ordinary ones; the agent's is higher."""
+_HURRY = 1.5
+"""Seconds."""
+_FIRST_STACK, _NEXT_STACK = 2000, 200
+"""Milliseconds until the stacks begin to come, and until no more of them come."""
 
 
 class Order:
@@ -58,6 +71,7 @@ class KernelProcess:
         self.status: dict[str, object] = {}
         file = f"{settings.run}/connection.json"
         self._connection_file, self._written = -1, 0
+        self._stacks, self._says_stacks = -1, False
         # The kernel's user owns the folder last of all, so that nothing can be put in the place of a file.
         os.mkdir(settings.run, 0o700)
         listeners: dict[str, socket.socket] = {}
@@ -72,7 +86,7 @@ class KernelProcess:
                 order, command(order.argv, file, settings.python, settings.launcher), listeners, inherit
             )
         except BaseException:
-            self._close_file()
+            self._close_files()
             _remove(settings.run)
             raise
         finally:
@@ -103,19 +117,76 @@ class KernelProcess:
 
     def signal(self, number: int) -> bool:
         """Sends a signal to the kernel's process group; False when the kernel has ended."""
-        return self._children.signal(self.pid, number)
+        if number == _SIGINT:
+            self._hurry()
+        sent = self._children.signal(self.pid, number)
+        if number == _SIGINT and sent and self._stopped():
+            self._children.signal(self.pid, _SIGCONT)
+        return sent
+
+    def _hurry(self) -> None:
+        """Lets the kernel itself run before all that it has started, for as long as an interrupt should take.
+
+        Else it has to share the CPU with thousands of processes that a fork bomb has made (sched(7)).
+        """
+        if os.getuid() == 0:
+            self._schedule(os.SCHED_RR | os.SCHED_RESET_ON_FORK, _FIRST)
+            calm = threading.Timer(_HURRY, self._schedule, (os.SCHED_OTHER, 0))
+            calm.daemon = True
+            calm.start()
+
+    def _schedule(self, policy: int, priority: int) -> None:
+        try:
+            for thread in os.listdir(f"/proc/{self.pid}/task"):
+                os.sched_setscheduler(int(thread), policy, os.sched_param(priority))
+        except OSError:
+            pass  # it, or one of its threads, has just ended
+
+    def _stopped(self) -> bool:
+        """Whether somebody has stopped it (proc_pid_stat(5))."""
+        try:
+            return system.read(f"/proc/{self.pid}/stat").rpartition(")")[2].split()[0] == "T"
+        except OSError:
+            return False
+
+    def stacks(self) -> bytes:
+        """What each of its threads is doing, as faulthandler writes it; empty when it does not say."""
+        if not self._says_stacks:
+            return b""
+        while self._read_stacks():
+            pass  # of an earlier time, or somebody's idea of a joke
+        self.signal(_SIGCONT)
+        self._children.signal_one(self.pid, STACKS_SIGNAL)
+        text = b""
+        poll = select.poll()
+        poll.register(self._stacks, select.POLLIN)
+        patience = _FIRST_STACK
+        while len(text) < MAX_STACKS and poll.poll(patience):
+            piece = self._read_stacks()
+            if not piece:
+                break
+            text += piece
+            patience = _NEXT_STACK
+        return text[:MAX_STACKS]
+
+    def _read_stacks(self) -> bytes:
+        try:
+            return os.read(self._stacks, MAX_STACKS)
+        except BlockingIOError:
+            return b""
 
     def end(self) -> None:
         """Kills it, waits until it is gone, and takes back what it was given; nobody may use it any more."""
         self.signal(_SIGKILL)
         select.select([self._over], [], [])
         os.close(self._over)
-        self._close_file()
+        self._close_files()
         _remove(self._settings.run)
 
-    def _close_file(self) -> None:
-        if self._connection_file >= 0:
-            os.close(self._connection_file)
+    def _close_files(self) -> None:
+        for fd in (self._connection_file, self._stacks):
+            if fd >= 0:
+                os.close(fd)
 
     def rename(self, connection: dict[str, object]) -> None:
         """Writes its connection file: it has been given an identity, and no user's code has run yet."""
@@ -140,12 +211,16 @@ class KernelProcess:
         fds = {channel: listener.fileno() for channel, listener in listeners.items()}
         self._tail = Tail()
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        # Who writes more stacks than are read loses them, and nobody waits.
+        self._stacks, stacks = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._says_stacks = settings.launcher in argv
         env = {
             **settings.environment(),
             # An ipykernel whose parent is PID 1 believes that its parent died, unless it is told so.
             "JPY_PARENT_PID": "1",
             **order.env,
             CHANNEL_FDS_VARIABLE: json.dumps(fds),
+            STACKS_FD_VARIABLE: str(stacks),
         }
         try:
             return self._children.start(
@@ -158,11 +233,12 @@ class KernelProcess:
                     settings.kernel_cgroup,
                     null,
                     self._tail.writer,
-                    (*fds.values(), *inherit),
+                    (*fds.values(), stacks, *inherit),
                 )
             )
         finally:
             os.close(null)
+            os.close(stacks)
             self._tail.close_writer()
 
     def _await(self, over: int) -> None:
@@ -174,6 +250,7 @@ class KernelProcess:
             "code": code if code >= 0 else None,
             "signal": -code if code < 0 else None,
             "out_of_memory": killed and cgroup.out_of_memory_kills(self._settings) > 0,
+            "memory_peak": cgroup.number(self._settings, "memory.peak"),
             "tail": self._tail.text(_PATIENCE),
         }
         os.close(over)  # which the reading end shows to everybody who waits

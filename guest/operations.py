@@ -102,6 +102,8 @@ class Operations:
             if self._kernel is not None:
                 raise Refused("started", "The kernel of this VM has been started already.")
             configuration.apply(self._settings, self.standby is not None)
+            if configuration.scratch and self.standby is not None:
+                self.standby.leave_home()
             try:
                 adopted = self._adopt(order)
                 self._kernel = adopted or KernelProcess(self._children, self._settings, order)
@@ -136,8 +138,12 @@ class Operations:
         number = fields.integer(request, "number", 0, 64)
         return Answer({"alive": self._started().signal(number)})
 
+    def _stacks(self, request: Request, payload: bytes) -> Answer:
+        return Answer(payload=self._started().stacks())
+
     def _status(self, request: Request, payload: bytes) -> Answer:
         kernel, settings = self._kernel, self._settings
+        disk = os.statvfs(settings.home)
         return Answer(
             {
                 "alive": kernel is not None and kernel.alive,
@@ -147,6 +153,9 @@ class Operations:
                 "pids_current": cgroup.number(settings, "pids.current"),
                 "oom_kills": cgroup.out_of_memory_kills(settings),
                 "load": os.getloadavg()[0],
+                "cpu": cgroup.cpu_seconds(settings),
+                "disk_used": (disk.f_blocks - disk.f_bfree) * disk.f_frsize,
+                "disk_size": disk.f_blocks * disk.f_frsize,
                 "uptime": system.uptime(),
             }
         )

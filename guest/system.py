@@ -28,7 +28,6 @@ MOUNTS = (
     ("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=620,gid=5,ptmxmode=666"),
     ("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"),
     ("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=16m"),
-    ("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"),
     ("cgroup2", "/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, ""),
 )
 """What the initramfs has not mounted: source, target, type, flags, options (mount(2))."""
@@ -77,13 +76,18 @@ def mount_all() -> None:
     """Mounts everything in `MOUNTS`, and makes the links of /dev that programs expect."""
     for source, target, kind, flags, options in MOUNTS:
         os.makedirs(target, exist_ok=True)
-        result = _libc.mount(
-            source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()
-        )
-        _check(result, target)
+        mount(source, target, kind, flags, options)
     for name, number in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
         if not os.path.lexists(f"/dev/{name}"):
             os.symlink(f"/proc/self/fd{number}", f"/dev/{name}")
+
+
+def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    """mount(2)."""
+    result = _libc.mount(
+        source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()
+    )
+    _check(result, target)
 
 
 def set_sysctls() -> None:

@@ -42,7 +42,7 @@ class Standby:
         Raises:
             OSError: it cannot be executed.
         """
-        self._home = settings.home
+        self._home = self._at = settings.home
         self._line, theirs = socket.socketpair()
         with theirs:
             wish = json.dumps({"fd": theirs.fileno(), "modules": modules})
@@ -55,12 +55,16 @@ class Standby:
 
     def adopt(self, order: Order) -> KernelProcess | None:
         """Makes the kernel the one that is ordered; None when it cannot become that, and is gone."""
-        possible = can_adopt(order.argv, order.env) and (order.cwd == self._home or os.path.isdir(order.cwd))
+        possible = can_adopt(order.argv, order.env) and (order.cwd == self._at or os.path.isdir(order.cwd))
         if possible and self._become(order, False):
             self._line.detach()  # the kernel hangs up when it has time; here it costs more than it holds
             return self._kernel
         self.end()
         return None
+
+    def leave_home(self) -> None:
+        """Another file system lies over the folder that the kernel is in: it has to go there anew."""
+        self._at = ""
 
     def rehearse(self) -> bool:
         """Makes the kernel nobody's, and has it warm up once more; False when it has ended over that."""
@@ -76,7 +80,7 @@ class Standby:
 
     def _become(self, order: Order, rehearsal: bool) -> bool:
         self._kernel.rename(order.connection)
-        cwd = None if order.cwd == self._home else order.cwd  # where it is already
+        cwd = None if order.cwd == self._at else order.cwd  # where it is already
         wish = {"env": order.env, "cwd": cwd, "connection": order.connection, "rehearsal": rehearsal}
         try:
             self._line.sendall(json.dumps(wish).encode() + b"\n")

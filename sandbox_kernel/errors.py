@@ -7,16 +7,27 @@
     │   ├── AcceleratorError
     │   ├── ImageError
     │   ├── NoSpaceError
+    │   ├── HostShuttingDown    somebody on the host ended the VM: its administrator, or its shutdown
     │   └── TemplateError       a saved VM cannot be made or restored; kernels boot instead
     │       └── TemplateUnsafeError  it is good, but could not be protected from what is restored from it
     ├── GuestError              the VM did not do its part
     │   ├── GuestProtocolError  it broke a protocol and is not to be trusted any more
     │   ├── BootError           it did not come up in time
-    │   └── KernelStartError    it came up, the kernel's command did not
+    │   ├── KernelStartError    it came up, the kernel's command did not
+    │   ├── KernelExited        the kernel ended, or was ended by a signal that somebody in the guest sent
+    │   ├── KernelCrashed       the kernel's interpreter crashed
+    │   ├── GuestPanicked       the guest's Linux did
+    │   ├── GuestPoweredOff     the guest ended itself
+    │   └── VMMDied             QEMU ended, or was killed, on the host
     └── LimitExceeded           a policy did its work
+        ├── MemoryLimitExceeded
+        ├── CellTimeLimitExceeded
+        ├── IdleTimeLimitExceeded
+        ├── LifetimeLimitExceeded
+        └── MessageSizeLimitExceeded
 
 Each message is one sentence that names the thing, the limit and the fix; it reaches Jupyter's users
-verbatim.
+verbatim. What ends a kernel is told by the name of its class, too (death.py).
 """
 
 from __future__ import annotations
@@ -50,6 +61,10 @@ class NoSpaceError(HostError):
     """A file system of the host is full."""
 
 
+class HostShuttingDown(HostError):
+    """Somebody on the host has asked the VM to end: its shutdown, or whoever administers it."""
+
+
 class TemplateError(HostError):
     """A template cannot be made or restored; a kernel can do without."""
 
@@ -74,5 +89,55 @@ class KernelStartError(GuestError):
     """The guest is up, but the kernel's command could not be started or ended at once."""
 
 
+class KernelExited(GuestError):
+    """The kernel's process ended, or was ended by a signal that is meant to end processes."""
+
+
+class KernelCrashed(GuestError):
+    """The kernel's process was ended by a signal that tells of a fault, as SIGSEGV does."""
+
+
+class GuestPanicked(GuestError):
+    """The guest's Linux panicked."""
+
+
+class GuestPoweredOff(GuestError):
+    """The guest ended its machine by itself."""
+
+
+class VMMDied(GuestError):
+    """QEMU ended, or was killed."""
+
+
 class LimitExceeded(SandboxKernelError):
-    """A limit that the user or administrator set was reached."""
+    """A limit that the user or administrator set was reached.
+
+    Attributes:
+        limit: the limit, in `unit`.
+        peak: the most that was seen of it; None where there is no such figure.
+        unit: MiB, s, …
+    """
+
+    def __init__(self, message: str, limit: float = 0, unit: str = "", peak: float | None = None) -> None:
+        super().__init__(message)
+        self.limit, self.unit, self.peak = limit, unit, peak
+
+
+class MemoryLimitExceeded(LimitExceeded):
+    """The kernel wanted more memory than its VM has."""
+
+
+class CellTimeLimitExceeded(LimitExceeded):
+    """A cell ran for longer than one may, and an interrupt did not end it."""
+
+
+class IdleTimeLimitExceeded(LimitExceeded):
+    """Nobody has used the kernel for longer than one may stay idle."""
+
+
+class LifetimeLimitExceeded(LimitExceeded):
+    """The kernel is older than one may become."""
+
+
+class MessageSizeLimitExceeded(LimitExceeded):
+    """The kernel sent a message that is larger than one may be."""

@@ -2,9 +2,9 @@
 
 A value comes from the first source that names it: the kernelspec (`metadata.kernel_provisioner.config` of
 kernel.json), the administrator's traitlets, the environment (`SANDBOX_KERNEL_<KEY>`), the default in
-`KEYS`. Caps (`max_memory`, `max_vcpus`, `max_boot_timeout`) come from the administrator alone and bind
-whatever the other sources say. An unknown key, a wrong type or a value out of range is a
-`ConfigurationError` that names the key, where it came from and what is allowed.
+`KEYS`. Caps (`max_memory` and all of `CAPS`) come from the administrator alone and bind whatever the other
+sources say; where 0 means "no limit", a cap makes it a limit. An unknown key, a wrong type or a value out of
+range is a `ConfigurationError` that names the key, where it came from and what is allowed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from typing import Any
 from sandbox_kernel.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "SANDBOX_KERNEL_"
+
+_NO_LIMIT = "no limit"
+_LONGEST = 31536000.0
+"""Seconds of a year: more is meant to be no limit."""
 
 _PRELOADS = 16
 """Modules to preload; their names travel on the guest kernel's command line, which has 2 KiB."""
@@ -46,7 +50,19 @@ class VMSpec:
         transport: `ipc` or `tcp`, on the client's side.
         env: patterns (`NAME` or `PREFIX_*`) of host variables that the kernel may see.
         boot_timeout: seconds from launch to a kernel that accepts connections.
+        cpu_quota: the host's CPUs, or parts of one, that the VM may take; 0: as many as it has virtual ones.
+        disk: MiB of a scratch disk for what the kernel writes; 0: half of the memory, in memory.
+        disk_bandwidth: MiB a second to and from the VM's disks; 0: any number.
+        disk_iops: reads and writes of the VM's disks a second; 0: any number.
         processes: processes and threads that the kernel may have in the guest.
+        cell_timeout: seconds that one cell may run; 0: any time.
+        cell_grace: seconds that a cell has to end after each warning: the interrupt, and the dump of stacks.
+        idle_timeout: seconds without a request or a running cell after which the VM ends; 0: never.
+        lifetime: seconds after which the VM ends; 0: never.
+        output: MiB that one cell may put out; 0: any amount.
+        message_size: MiB of one message from the kernel.
+        message_rate: messages a second that the kernel may publish before it has to wait; 0: any number.
+        unenforced: `warn` or `refuse`: what to do where this host cannot enforce a limit.
         start: `auto` (restored from a template where there is one) or `cold`.
         preload: Python modules that are imported in the template.
     """
@@ -59,17 +75,26 @@ class VMSpec:
     transport: str = "ipc"
     env: tuple[str, ...] = ()
     boot_timeout: float = 60.0
+    cpu_quota: float = 0.0
+    disk: int = 0
+    disk_bandwidth: float = 0.0
+    disk_iops: int = 0
     processes: int = 4096
+    cell_timeout: float = 0.0
+    cell_grace: float = 5.0
+    idle_timeout: float = 0.0
+    lifetime: float = 0.0
+    output: float = 0.0
+    message_size: float = 256.0
+    message_rate: float = 0.0
+    unenforced: str = "warn"
     start: str = "auto"
     preload: tuple[str, ...] = ()
 
     @property
     def shape(self) -> VMSpec:
         """What of it a VM that runs cannot be given any more; the rest is as in every spec."""
-        return dataclasses.replace(
-            self,
-            **{name: getattr(DEFAULT, name) for name in ("transport", "env", "boot_timeout", "processes")},
-        )
+        return dataclasses.replace(self, **{name: getattr(DEFAULT, name) for name in _NOT_OF_THE_VM})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VMSpec:
@@ -78,6 +103,12 @@ class VMSpec:
 
 
 DEFAULT = VMSpec()
+
+_NOT_OF_THE_VM = (
+    *("transport", "env", "boot_timeout", "processes"),
+    *("cell_timeout", "cell_grace", "idle_timeout", "lifetime", "output", "message_size", "message_rate"),
+)
+"""What is not decided before a kernel is launched."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +123,7 @@ class Key:
     choices: tuple[str, ...] = ()
     pattern: str = ""
     most: int = 256
+    zero: str = ""
 
     def parse(self, text: str) -> Any:
         """The value that an environment variable's text stands for; the text itself when it is none."""
@@ -120,18 +152,23 @@ class Key:
         return (
             isinstance(value, number)
             and not isinstance(value, bool)
-            and self.minimum <= value <= self.maximum
+            and (self.minimum <= value <= self.maximum or (self.zero != "" and value == 0))
         )
+
+    def exceeds(self, value: float, limit: float) -> bool:
+        """Whether a value is more than an administrator's `limit`."""
+        return value > limit or (self.zero == _NO_LIMIT and value == 0 and limit != 0)
 
     def normalise(self, value: Any) -> Any:
         """An accepted value in the type that `VMSpec` stores."""
         return tuple(value) if self.kind is tuple else self.kind(value)
 
 
-def _number(name: str, kind: type, minimum: float, maximum: float, unit: str) -> Key:
+def _number(name: str, kind: type, minimum: float, maximum: float, unit: str, zero: str = "") -> Key:
+    """A number in a range; `zero` is what 0 stands for, where that is allowed."""
     word = "a whole number" if kind is int else "a number"
-    allowed = f"{word} from {minimum} to {maximum}{unit}"
-    return Key(name, kind, allowed, minimum=minimum, maximum=maximum)
+    allowed = f"{word} from {minimum:g} to {maximum:.15g}{unit}" + (f" or 0 ({zero})" if zero else "")
+    return Key(name, kind, allowed, minimum=minimum, maximum=maximum, zero=zero)
 
 
 def _choice(name: str, *choices: str) -> Key:
@@ -159,7 +196,19 @@ KEYS: dict[str, Key] = {
             pattern=r"[A-Za-z_][A-Za-z0-9_]*\*?",
         ),
         _number("boot_timeout", float, 1, 3600, " s"),
+        _number("cpu_quota", float, 0.01, 64, " CPUs", _NO_LIMIT),
+        _number("disk", int, 16, 16777216, " MiB", "half of the memory, in memory"),
+        _number("disk_bandwidth", float, 0.01, 1048576, " MiB/s", _NO_LIMIT),
+        _number("disk_iops", int, 1, 10000000, " a second", _NO_LIMIT),
         _number("processes", int, 16, 1048576, ""),
+        _number("cell_timeout", float, 0.1, _LONGEST, " s", _NO_LIMIT),
+        _number("cell_grace", float, 0.1, 3600, " s"),
+        _number("idle_timeout", float, 1, _LONGEST, " s", _NO_LIMIT),
+        _number("lifetime", float, 1, _LONGEST, " s", _NO_LIMIT),
+        _number("output", float, 0.001, 1048576, " MiB", _NO_LIMIT),
+        _number("message_size", float, 0.1, 4096, " MiB"),
+        _number("message_rate", float, 1, 1000000, " messages/s", _NO_LIMIT),
+        _choice("unenforced", "warn", "refuse"),
         _choice("start", "auto", "cold"),
         Key(
             "preload",
@@ -172,11 +221,27 @@ KEYS: dict[str, Key] = {
 }
 """Every key that a kernelspec, traitlets or the environment may set."""
 
+LIMITS = (
+    *("memory", "vcpus", "cpu_quota", "disk", "disk_bandwidth", "disk_iops", "processes"),
+    *("cell_timeout", "idle_timeout", "lifetime", "boot_timeout", "output", "message_size", "message_rate"),
+)
+"""The keys that limit what a VM may have."""
+
 CAPS: dict[str, str] = {
     "max_memory": "memory",
     "max_vcpus": "vcpus",
     "max_boot_timeout": "boot_timeout",
+    "max_cpu_quota": "cpu_quota",
+    "max_disk": "disk",
+    "max_disk_bandwidth": "disk_bandwidth",
+    "max_disk_iops": "disk_iops",
     "max_processes": "processes",
+    "max_cell_timeout": "cell_timeout",
+    "max_idle_timeout": "idle_timeout",
+    "max_lifetime": "lifetime",
+    "max_output": "output",
+    "max_message_size": "message_size",
+    "max_message_rate": "message_rate",
 }
 """The administrator's caps and the keys they bind."""
 
@@ -231,15 +296,19 @@ def resolve(
         if not KEYS[name].accepts(limit):
             raise ConfigurationError(f"{cap} is {_shown(limit)}; allowed is {KEYS[name].allowed}.")
         value = getattr(spec, name)
-        if value > limit:
+        if KEYS[name].exceeds(value, limit):
             if name not in chosen:
                 spec = dataclasses.replace(spec, **{name: KEYS[name].normalise(limit)})
                 continue
             raise ConfigurationError(
-                f"{chosen[name][0]} sets {name} to {value:g}, over the administrator's limit "
+                f"{chosen[name][0]} sets {name} to {_amount(name, value)}, over the administrator's limit "
                 f"{cap} = {limit:g}; ask for {limit:g} or less."
             )
     return spec
+
+
+def _amount(name: str, value: float) -> str:
+    return f"0 ({KEYS[name].zero})" if KEYS[name].zero and value == 0 else f"{value:g}"
 
 
 def forwarded(patterns: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:

@@ -20,6 +20,8 @@ _LARGEST = 2**53
 """More than any count or size of a guest."""
 _MAX_PID = 1 << 22
 _MAX_PHASES = 16
+_LONGEST_LINE = 300
+_MOST_LINES = 400
 _TO_END = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """Signals that somebody sends to end a process; any other one is the sign of a crash."""
 
@@ -69,6 +71,9 @@ class Status:
         load: the guest's load average of one minute.
         memory_max: bytes of memory that it may have.
         uptime: seconds since the guest's boot.
+        cpu: seconds of CPU that its cgroup has had.
+        disk_used: bytes that are taken where its home is.
+        disk_size: bytes that there are.
     """
 
     alive: bool
@@ -79,6 +84,9 @@ class Status:
     load: float
     memory_max: int = 0
     uptime: float = 0.0
+    cpu: float = 0.0
+    disk_used: int = 0
+    disk_size: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """This status as JSON's types."""
@@ -94,12 +102,14 @@ class KernelExit:
         signal: that signal; None otherwise.
         out_of_memory: whether the guest's kernel killed it for want of memory.
         tail: the last text on its standard output and error.
+        memory_peak: bytes; the most memory that its cgroup had.
     """
 
     code: int | None
     signal: int | None
     out_of_memory: bool
     tail: str
+    memory_peak: int = 0
 
     @property
     def status(self) -> int:
@@ -174,7 +184,13 @@ def kernel_exit(answer: Mapping[str, object]) -> KernelExit:
     signal = None if answer.get("signal") is None else _whole(answer, "signal", 1, 64)
     if (code is None) == (signal is None):
         raise GuestProtocolError("The VM's agent reports an exit status that is none.")
-    return KernelExit(code, signal, _flag(answer, "out_of_memory"), plain(_text(answer, "tail")))
+    return KernelExit(
+        code,
+        signal,
+        _flag(answer, "out_of_memory"),
+        plain(_text(answer, "tail")),
+        _whole(answer, "memory_peak"),
+    )
 
 
 def signalled(answer: Mapping[str, object]) -> bool:
@@ -193,6 +209,9 @@ def status(answer: Mapping[str, object]) -> Status:
         _real(answer, "load"),
         _whole(answer, "memory_max"),
         _real(answer, "uptime"),
+        _real(answer, "cpu"),
+        _whole(answer, "disk_used"),
+        _whole(answer, "disk_size"),
     )
 
 
@@ -203,6 +222,12 @@ def exec_result(answer: Mapping[str, object], output: bytes) -> ExecResult:
     )
 
 
+def stacks(output: bytes) -> str:
+    """The payload of the answer to `stacks`: lines of printable text, one below the other."""
+    lines = output.decode("utf-8", "replace").splitlines()
+    return "\n".join(_printable(line[:_LONGEST_LINE]) for line in lines[:_MOST_LINES])
+
+
 def written(answer: Mapping[str, object]) -> int:
     """The answer to `write`: the file's size in bytes."""
     return _whole(answer, "size")
@@ -210,7 +235,11 @@ def written(answer: Mapping[str, object]) -> int:
 
 def plain(text: str, limit: int = _TEXT) -> str:
     """The end of a guest's text, at most `limit` characters, printable, on one line."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text[-limit:]).split())
+    return " ".join(_printable(text[-limit:]).split())
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _unusable(name: str) -> GuestProtocolError:

@@ -43,7 +43,7 @@ _FAST_UNDER_LOAD = 50_000_000
 _FAST_ENOUGH = 5_000_000
 """Nanoseconds of an exchange by which a clock is set well."""
 _CLOSED = "The connection to the VM's agent is closed."
-_CARRIES_PAYLOAD = frozenset({"exec", "read"})
+_CARRIES_PAYLOAD = frozenset({"exec", "read", "stacks"})
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Configuration:
         entropy: at most `protocol.MAX_ENTROPY` bytes, credited to its random generator.
         pids: processes and threads that the kernel may have.
         reserve: bytes of available RAM that the kernel may not have; the agent's own choice when None.
+        scratch: whether there is a scratch disk to be used for what the kernel writes.
     """
 
     clock: int
@@ -63,10 +64,13 @@ class Configuration:
     entropy: bytes
     pids: int
     reserve: int | None = None
+    scratch: bool = False
 
     def fields(self) -> dict[str, object]:
         """What goes into a request; the entropy is its payload."""
         found: dict[str, object] = {"clock": self.clock, "hostname": self.hostname, "pids": self.pids}
+        if self.scratch:
+            found["scratch"] = True
         return found if self.reserve is None else found | {"reserve": self.reserve}
 
 
@@ -176,6 +180,11 @@ class AgentClient:
         """Sends a signal to the kernel's process group (0 only asks); False when the kernel has ended."""
         answer, _ = await self.call("signal", number=number)
         return answers.signalled(answer)
+
+    async def stacks(self) -> str:
+        """What each thread of the kernel is doing, as lines; empty when it cannot be had."""
+        _, output = await self.call("stacks")
+        return answers.stacks(output)
 
     async def status(self) -> Status:
         """How the kernel fares."""

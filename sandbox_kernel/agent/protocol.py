@@ -22,7 +22,8 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
     hello      → version, kernel (release), python (version), uptime, boot (object: phase to uptime when
                it was reached: "python" runs, "agent" listens)
     configure  clock? (ns since the epoch), step? (ns to add to the clock), hostname?, pids? (processes and
-               threads of the kernel, at least 16), reserve? (available memory that the kernel may not have);
+               threads of the kernel, at least 16), reserve? (available memory that the kernel may not have),
+               scratch? (true: the second disk takes what the kernel writes from now on; once);
                payload: at most MAX_ENTROPY bytes, credited to the random generator → clock (ns since the
                epoch)
     start      argv (`{connection_file}` is filled in), env, connection (object: what goes into the
@@ -35,11 +36,15 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
                kernel, with an identity that nobody uses, and a kernel's first requests, so that an emulator
                has translated what will be run; `start` then finds things as they were. Any number of times
                before `start`; who is connected to a channel gets the requests' outputs, which are nobody's
-    wait       → code or signal (the other is null), out_of_memory, tail (the last it wrote to its standard
-               output and error); answered when the kernel has ended, at once when it already has
-    signal     number (0 to 64; 0 only asks), to the kernel's process group → alive (false: nobody got it)
+    wait       → code or signal (the other is null), out_of_memory, memory_peak, tail (the last it wrote to
+               its standard output and error); answered when the kernel has ended, at once when it already has
+    signal     number (0 to 64; 0 only asks), to the kernel's process group → alive (false: nobody got it);
+               one that a stopped kernel would not take (SIGINT) wakes it, too
+    stacks     → nothing; payload: what each thread of the kernel is doing (faulthandler), empty where the
+               kernel is none of Python's or does not answer; wakes one that is stopped
     status     → alive, memory_current, memory_peak, memory_max, pids_current, oom_kills, load (of 1
-               minute), uptime; memory and pids are those of the kernel's cgroup
+               minute), uptime, cpu (seconds), disk_used, disk_size; memory, pids and cpu are those of the
+               kernel's cgroup, the disk is where its home is
     exec       argv, env?, cwd?, seconds? (at most MAX_EXEC_SECONDS), root? (false: as the kernel's user, in
                its cgroup) → code (negative: signal), truncated, timed_out; payload: the first MAX_PAYLOAD
                bytes of standard output and error. When the time is up its process group is killed
@@ -67,6 +72,13 @@ AGENT_PORT = 1024
 CHANNEL_PORTS = {"shell": 6001, "iopub": 6002, "stdin": 6003, "control": 6004, "hb": 6005}
 CHANNEL_FDS_VARIABLE = "SANDBOX_KERNEL_CHANNEL_FDS"
 """Environment variable of the kernel: JSON object from channel to the number of its listening socket."""
+
+STACKS_FD_VARIABLE = "SANDBOX_KERNEL_STACKS_FD"
+"""Environment variable of the kernel: number of the descriptor that its stacks are written to."""
+STACKS_SIGNAL = 62
+"""The real-time signal that has an ipykernel write the stacks of its threads."""
+MAX_STACKS = 64 * 1024
+"""Bytes of stacks."""
 
 STANDBY_VARIABLE = "SANDBOX_KERNEL_STANDBY"
 """Environment variable of a template's kernel: JSON object with `fd` and `modules` (guest/standby.py)."""
@@ -96,7 +108,7 @@ MAX_EXEC_SECONDS = 300.0
 OPERATIONS = frozenset(
     {
         *("hello", "configure", "start", "rehearse", "wait", "signal", "status"),
-        *("exec", "read", "write", "shutdown"),
+        *("stacks", "exec", "read", "write", "shutdown"),
     }
 )
 

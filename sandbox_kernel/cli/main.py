@@ -19,6 +19,7 @@ from sandbox_kernel.cli.kernelspec import kernelspec
 from sandbox_kernel.cli.pool import pool
 from sandbox_kernel.cli.setup import setup
 from sandbox_kernel.cli.template import template
+from sandbox_kernel.cli.usage import ps, stats
 from sandbox_kernel.errors import SandboxKernelError
 
 
@@ -41,7 +42,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
 
 
-for command in (setup, doctor, image, template, pool, kernelspec):
+for command in (setup, doctor, image, template, pool, kernelspec, ps, stats):
     main.add_command(command)
 
 

@@ -83,16 +83,18 @@ def vhost_vsock() -> Finding:
 
 def control_group() -> Finding:
     """A bound on QEMU's own memory."""
-    name = "control group (bounds QEMU itself)"
-    group = cgroup.create(f"doctor-{os.getpid()}", 64, 1)
+    name = "control group (bounds QEMU itself, and `cpu_quota`)"
+    group = cgroup.create(f"doctor-{os.getpid()}", cgroup.Bounds(64, 1, 1.0))
     for folder in group.folders:
         folder.rmdir()
-    if group.folders:
+    if not group.missing:
         return Finding(name, True, False, f"writable, {len(group.folders)} folder(s) a VM")
     fix = (
-        "run the client in a systemd user scope with delegated controllers; the VM's memory is bounded anyway"
+        "start the client by the user's systemd (`systemd-run --user --scope jupyter lab`), which has a part "
+        "of cgroup v2; the VM's memory and processors are bounded anyway"
     )
-    return Finding(name, False, False, group.missing, fix)
+    reasons = "; ".join(f"{controller}: {reason}" for controller, reason in group.missing.items())
+    return Finding(name, False, False, f"not all limits are enforced here ({reasons})", fix)
 
 
 def disk() -> Finding:

@@ -25,6 +25,7 @@ WANTED = (
     "crc32c_generic",  # libcrc32c, which erofs needs, asks for it when it is loaded
     "erofs",
     "overlay",
+    "ext4",  # of the scratch disk
     "virtio_rng",
     "9p",
     "9pnet_fd",

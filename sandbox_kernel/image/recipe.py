@@ -106,7 +106,7 @@ class Recipe:
             "kernel": sorted(self.kernel_packages),
             "python": sorted(self.python_packages),
             # In their order: what a module needs without saying so is named before it.
-            **({} if self.kernel_modules == modules.WANTED else {"modules": list(self.kernel_modules)}),
+            "modules": list(self.kernel_modules),
         }
 
 

@@ -1,8 +1,8 @@
-"""The host's cgroup around a VM: a bound on what QEMU itself may take beyond the guest's RAM.
+"""The host's cgroup around a VM: a bound on what QEMU itself may take beyond the guest's RAM, and on its CPU.
 
-Where it can be had: a delegated cgroup v2 subtree (a systemd user scope, or root), or writable v1
-controllers. Where not, `create` gives a group without folders and the reason, which the caller logs: the
-guest's RAM is bounded by the VM anyway, only QEMU's own memory is then not.
+Where it can be had: a delegated cgroup v2 subtree, as every unit of a user's systemd is in, or writable v1
+controllers. What cannot be had is in `Cgroup.missing`, controller by controller, for the caller to tell: the
+guest's RAM and its processors are bounded by the VM anyway.
 
 A group's folders are removed by the guardian (`guardian.py`), which outlives whoever made them.
 """
@@ -10,7 +10,9 @@ A group's folders are removed by the guardian (`guardian.py`), which outlives wh
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
@@ -19,6 +21,43 @@ OVERHEAD = 384
 """MiB that QEMU may use beside the guest's RAM: code, translation cache, buffers (profiled: 60 to 210)."""
 PROCESSES = 64
 """Threads of QEMU and bubblewrap: vCPUs, I/O workers, the main loops."""
+_PERIOD = 100_000
+"""Microseconds in which a quota of CPU is shared out, Linux' default (admin-guide/cgroup-v2.rst, cpu.max)."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a group may have.
+
+    Attributes:
+        memory: the guest's RAM in MiB.
+        vcpus: the guest's virtual CPUs.
+        cpus: CPUs of the host, or parts of one; 0: any number.
+    """
+
+    memory: int
+    vcpus: int
+    cpus: float = 0.0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of memory, QEMU's own among them."""
+        return (self.memory + OVERHEAD) << 20
+
+    @property
+    def tasks(self) -> int:
+        """Processes and threads."""
+        return PROCESSES + 4 * self.vcpus
+
+    @property
+    def quota(self) -> int:
+        """Microseconds of CPU in each `_PERIOD`."""
+        return max(1000, round(self.cpus * _PERIOD))
+
+    @property
+    def controllers(self) -> tuple[str, ...]:
+        """The controllers that enforce this."""
+        return ("memory", "pids", "cpu") if self.cpus else ("memory", "pids")
 
 
 @dataclass(frozen=True)
@@ -27,11 +66,11 @@ class Cgroup:
 
     Attributes:
         folders: one folder under v2, one per controller under v1, none where no cgroup is to be had.
-        missing: why there is none; empty when there is.
+        missing: the controllers that were wanted and cannot be had, each with the reason.
     """
 
     folders: tuple[Path, ...]
-    missing: str = ""
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def join(self) -> bool:
         """Moves the calling thread into the group, so that its future children are born there.
@@ -58,6 +97,14 @@ class Cgroup:
         for folder in self.folders:
             (folder / "cgroup.procs").write_text(str(pid))
 
+    def cpu_seconds(self) -> float | None:
+        """Seconds of CPU that the group has had; None where nobody counts."""
+        for folder in self.folders:
+            with suppress(OSError, ValueError, KeyError):
+                words = (folder / "cpu.stat").read_text().split()
+                return int(dict(zip(words[::2], words[1::2], strict=True))["usage_usec"]) / 1e6
+        return None
+
     def out_of_memory(self) -> bool:
         """Whether the kernel has killed a process of the group for want of memory."""
         for folder in self.folders:
@@ -70,57 +117,77 @@ class Cgroup:
         return False
 
 
-def create(name: str, memory: int, vcpus: int, root: Path = ROOT) -> Cgroup:
-    """A cgroup for the VM `name`, or the reason why there is none.
+def create(name: str, bounds: Bounds, root: Path = ROOT) -> Cgroup:
+    """A cgroup for the VM `name`, with as much of `bounds` as can be had.
 
     Args:
         name: the VM's id, a word.
-        memory: the guest's RAM in MiB.
-        vcpus: its virtual CPUs.
+        bounds: what it may have.
         root: where cgroups are mounted.
     """
-    limit = (memory + OVERHEAD) * 1024 * 1024
-    tasks = PROCESSES + 4 * vcpus
+    if (root / "cgroup.controllers").exists():
+        return _create_v2(name, bounds, root)
+    return _create_v1(name, bounds, root)
+
+
+def _create_v2(name: str, bounds: Bounds, root: Path) -> Cgroup:
+    settings = {
+        "memory": ("memory.max", str(bounds.bytes)),
+        "pids": ("pids.max", str(bounds.tasks)),
+        "cpu": ("cpu.max", f"{bounds.quota} {_PERIOD}"),
+    }
     try:
-        if (root / "cgroup.controllers").exists():
-            return _create_v2(name, limit, tasks, root)
-        return _create_v1(name, limit, tasks, root)
+        own = Path("/proc/self/cgroup").read_text().splitlines()[-1].split("::", 1)[-1].lstrip("/")
+        parent = (root / own).parent if own else root
+        enabled = (parent / "cgroup.subtree_control").read_text().split()
+        had = [name for name in bounds.controllers if name in enabled]
+        missing = dict.fromkeys(
+            (name for name in bounds.controllers if name not in had), f"not delegated to {parent}"
+        )
+        if not had:
+            return Cgroup((), missing)
+        folder = parent / (PREFIX + name)
+        folder.mkdir()
     except OSError as error:
-        return Cgroup((), f"no cgroup can be made for this user ({error.strerror}: {error.filename})")
-
-
-def _create_v2(name: str, limit: int, tasks: int, root: Path) -> Cgroup:
-    own = Path("/proc/self/cgroup").read_text().splitlines()[-1].split("::", 1)[-1].lstrip("/")
-    parent = (root / own).parent if own else root
-    enabled = (parent / "cgroup.subtree_control").read_text().split()
-    if not {"memory", "pids"} <= set(enabled):
-        return Cgroup((), f"the memory and pids controllers are not delegated to {parent}")
-    folder = parent / (PREFIX + name)
-    folder.mkdir()
+        return Cgroup((), dict.fromkeys(bounds.controllers, _reason(error)))
     try:
-        (folder / "memory.max").write_text(str(limit))
-        (folder / "pids.max").write_text(str(tasks))
-    except OSError:
+        for controller in had:
+            file, value = settings[controller]
+            (folder / file).write_text(value)
+    except OSError as error:
         folder.rmdir()
-        raise
-    return Cgroup((folder,))
+        return Cgroup((), dict.fromkeys(bounds.controllers, _reason(error)))
+    return Cgroup((folder,), missing)
 
 
-def _create_v1(name: str, limit: int, tasks: int, root: Path) -> Cgroup:
-    settings = {"memory": ("memory.limit_in_bytes", limit), "pids": ("pids.max", tasks)}
+def _create_v1(name: str, bounds: Bounds, root: Path) -> Cgroup:
+    settings = {
+        "memory": {"memory.limit_in_bytes": bounds.bytes},
+        "pids": {"pids.max": bounds.tasks},
+        "cpu": {"cpu.cfs_period_us": _PERIOD, "cpu.cfs_quota_us": bounds.quota},
+    }
     folders: list[Path] = []
-    try:
-        for controller, (file, value) in settings.items():
-            if not (root / controller / "cgroup.procs").exists():
-                return Cgroup((), f"the {controller} controller is not mounted at {root / controller}")
-            if not os.access(root / controller, os.W_OK):
-                return Cgroup((), f"this user may not write to {root / controller}")
-            folder = root / controller / (PREFIX + name)
-            folder.mkdir()
-            folders.append(folder)
-            (folder / file).write_text(str(value))
-    except OSError:
-        for folder in folders:
-            folder.rmdir()
-        raise
-    return Cgroup(tuple(folders))
+    missing: dict[str, str] = {}
+    for controller in bounds.controllers:
+        place = root / controller
+        folder = place / (PREFIX + name)
+        if not (place / "cgroup.procs").exists():
+            missing[controller] = f"not mounted at {place}"
+        elif not os.access(place, os.W_OK):
+            missing[controller] = f"this user may not write to {place}"
+        else:
+            try:
+                folder.mkdir()
+                folders.append(folder)
+                for file, value in settings[controller].items():
+                    (folder / file).write_text(str(value))
+            except OSError as error:
+                missing[controller] = _reason(error)
+                if folder in folders:
+                    folders.remove(folder)
+                    folder.rmdir()
+    return Cgroup(tuple(folders), missing)
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.strerror}: {error.filename}"

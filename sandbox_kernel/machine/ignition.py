@@ -6,6 +6,7 @@ those imports do.
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from typing import IO
 from sandbox_kernel.errors import HostError, TemplateError
 from sandbox_kernel.image.store import Image
 from sandbox_kernel.jail.cgroup import Cgroup
+from sandbox_kernel.machine import scratch
 from sandbox_kernel.machine.power import Powered, VmmPlan, power_on
-from sandbox_kernel.qemu.command import VsockDevice
+from sandbox_kernel.qemu.command import Disks, VsockDevice
 from sandbox_kernel.template.store import Template
 from sandbox_kernel.vsock.reservation import reserve_cid, unavailable
 
@@ -38,6 +40,9 @@ class MachinePlan:
         logs: folder for the logs of this VM.
         cgroup: joined by QEMU.
         template: to restore from instead of booting; None to boot.
+        disk: MiB of a scratch disk; 0 for none.
+        disk_bandwidth: MiB a second; 0 for any number.
+        disk_iops: reads and writes a second; 0 for any number.
     """
 
     image: Image
@@ -49,9 +54,22 @@ class MachinePlan:
     logs: Path
     cgroup: Cgroup
     template: Template | None = None
+    disk: int = 0
+    disk_bandwidth: float = 0.0
+    disk_iops: int = 0
 
-    def vmm(self, device: VsockDevice, state: IO[bytes] | None) -> VmmPlan:
-        """What QEMU is to be, with `device` as its vsock and the template's devices in `state`."""
+    def disks(self, scratch_fd: int | None) -> Disks:
+        """What QEMU is to have beside the image's disk, with the scratch disk's file at `scratch_fd`."""
+        return Disks(scratch_fd, round(self.disk_bandwidth * (1 << 20)), self.disk_iops)
+
+    def vmm(self, device: VsockDevice, state: IO[bytes] | None, scratch_fd: int | None) -> VmmPlan:
+        """What QEMU is to be.
+
+        Args:
+            device: its vsock.
+            state: the template's devices.
+            scratch_fd: the scratch disk's file.
+        """
         template = self.template
         return VmmPlan(
             self.image,
@@ -65,6 +83,7 @@ class MachinePlan:
             private=True,
             qemu=template.qemu if template else (),
             state_fd=state.fileno() if state else None,
+            disks=self.disks(scratch_fd),
         )
 
 
@@ -124,7 +143,10 @@ def ignite(plan: MachinePlan) -> Ignition:
             raise TemplateError(
                 f"The template's state cannot be read ({error}); it is to be made anew."
             ) from error
-        vmm = plan.vmm(device, state)
+        scratch_fd = scratch.make(plan.disk) if plan.disk else None
+        if scratch_fd is not None:
+            theirs.callback(os.close, scratch_fd)
+        vmm = plan.vmm(device, state, scratch_fd)
         powered = power_on(vmm)
         ours.pop_all()
     return Ignition(plan, vmm, device, near, state, powered)

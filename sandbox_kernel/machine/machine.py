@@ -12,23 +12,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
-from typing import cast
+from typing import Any, cast
+
+from qemu.qmp import QMPError
 
 from sandbox_kernel.agent.client import AgentClient
 from sandbox_kernel.agent.protocol import AGENT_PORT
 from sandbox_kernel.errors import (
     BootError,
     GuestError,
+    GuestPanicked,
+    GuestPoweredOff,
     GuestProtocolError,
     SandboxKernelError,
     TemplateError,
+    VMMDied,
 )
 from sandbox_kernel.machine.ignition import CID, Ignition
 from sandbox_kernel.machine.state import Lifecycle, State
 from sandbox_kernel.machine.vmm import Vmm
-from sandbox_kernel.qemu.command import vsock_device
+from sandbox_kernel.qemu.command import scratch_device, vsock_device
 from sandbox_kernel.qemu.script import Script
 from sandbox_kernel.trace import Trace
 from sandbox_kernel.vsock.host import VsockHost
@@ -60,6 +65,9 @@ class Machine:
         """Resolved once with the reason when the machine is no more of use."""
         self.running = asyncio.Event()
         """The guest runs: it boots, or goes on from its template."""
+        self.on_trouble: Callable[[str], None] = log.warning
+        """Told, in a sentence, what went wrong on the host and did not end the VM."""
+        self._told_of_disk = False
 
     @property
     def restored(self) -> bool:
@@ -114,6 +122,19 @@ class Machine:
     async def connect_agent(self, timeout: float = _ATTEMPT) -> AgentClient:
         """One more connection to the agent: calls on one connection wait for each other."""
         return AgentClient(await self.vsock.connect(AGENT_PORT, timeout))
+
+    async def disk_bytes(self) -> tuple[int, int]:
+        """Bytes that the guest has read from its disks, and written to them (QMP, `query-blockstats`).
+
+        Raises:
+            GuestError: QEMU does not tell.
+        """
+        try:
+            devices = cast(list[dict[str, Any]], await self._vmm.qmp.execute("query-blockstats"))
+            read = sum(int(device["stats"]["rd_bytes"]) for device in devices)
+            return read, sum(int(device["stats"]["wr_bytes"]) for device in devices)
+        except (QMPError, EOFError, LookupError, TypeError, ValueError) as error:
+            raise GuestError(f"QEMU does not tell what its disks did ({error}).") from error
 
     async def cause_of(self, error: SandboxKernelError) -> SandboxKernelError:
         """Why a call to the guest failed: `error`, or the VM's own end.
@@ -172,6 +193,9 @@ class Machine:
             self._trace.mark("devices restored")
             with suppress(OSError):  # of a QEMU that is gone the next step tells
                 self._script.plug_in({**dict(vsock_device(self._ignition.device)), "id": "vsock"})
+                if self._plan.disk:
+                    disks = self._ignition.vmm.disks
+                    self._script.plug_in({**dict(scratch_device(disks)), "id": "scratch"})
 
     async def _run(self) -> None:
         """Lets the guest run, and tells its agent so: there is a device to be looked for.
@@ -227,16 +251,25 @@ class Machine:
         self._trace.mark("QEMU answered")
 
     async def _watch_events(self) -> None:
-        with self._vmm.qmp.listener(("SHUTDOWN", "GUEST_PANICKED")) as events:
+        with self._vmm.qmp.listener(("SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR")) as events:
             async for event in events:
                 data = cast(dict[str, object], event.get("data", {}))
+                if event["event"] == "BLOCK_IO_ERROR":
+                    self._on_disk_error(data)
+                    continue
                 reason = str(data.get("reason", ""))[:40]
-                what = (
-                    "panicked"
-                    if event["event"] == "GUEST_PANICKED" or reason == "guest-panic"
-                    else "powered off"
-                )
-                self._end(GuestError(f"The VM {what} ({self._evidence()})."))
+                if event["event"] == "GUEST_PANICKED" or reason == "guest-panic":
+                    self._end(GuestPanicked(f"The VM's Linux panicked ({self._evidence()})."))
+                else:
+                    self._end(GuestPoweredOff(f"The VM powered off ({self._evidence()})."))
+
+    def _on_disk_error(self, data: Mapping[str, object]) -> None:
+        """The host could not read or write a disk of the VM; the guest has been told, a person is to be."""
+        if self._told_of_disk:
+            return
+        self._told_of_disk = True
+        why = "the host's disk is full" if data.get("nospace") is True else str(data.get("reason", ""))[:200]
+        self.on_trouble(f"A disk of the VM could not be used ({why}); make room on the host.")
 
     async def _reach_agent(self) -> None:
         plan = self._plan
@@ -267,7 +300,7 @@ class Machine:
         if self._plan.cgroup.out_of_memory():
             how += " when its host cgroup ran out of memory"
         words = self.process.last_words()
-        self._end(GuestError(f"QEMU {how}{': ' + words if words else ''} ({self._evidence()})."))
+        self._end(VMMDied(f"QEMU {how}{': ' + words if words else ''} ({self._evidence()})."))
 
     def _on_violation(self, failed: asyncio.Future[GuestProtocolError]) -> None:
         if not failed.cancelled():

@@ -12,7 +12,15 @@ from sandbox_kernel.jail import bubblewrap
 from sandbox_kernel.jail.cgroup import Cgroup
 from sandbox_kernel.machine.accelerator import INSTALL
 from sandbox_kernel.machine.spawn import Spawned, spawn
-from sandbox_kernel.qemu.command import READ_ONLY_RAM, QemuConfig, TemplateRam, VsockDevice, command_line
+from sandbox_kernel.qemu.command import (
+    NO_DISKS,
+    READ_ONLY_RAM,
+    Disks,
+    QemuConfig,
+    TemplateRam,
+    VsockDevice,
+    command_line,
+)
 from sandbox_kernel.qemu.script import script as restore_script
 
 
@@ -35,6 +43,7 @@ class VmmPlan:
         state_fd: a template's devices, for QEMU to load when it is up; None for a machine that boots.
         kernel_arguments: further words for the guest kernel's command line.
         nice: added to its niceness.
+        disks: scratch disk and limits.
     """
 
     image: Image
@@ -50,6 +59,7 @@ class VmmPlan:
     state_fd: int | None = None
     kernel_arguments: tuple[str, ...] = ()
     nice: int = 0
+    disks: Disks = NO_DISKS
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,7 @@ def power_on(plan: VmmPlan) -> Powered:
             vsock=plan.vsock,
             kernel_arguments=plan.kernel_arguments,
             template=TemplateRam(bubblewrap.RAM, plan.private, read_only) if plan.ram is not None else None,
+            disks=plan.disks,
         )
         jail = bubblewrap.Jail(
             bwrap, qemu, plan.image.directory, devices(plan.accelerator), plan.ram, not plan.private
@@ -114,6 +125,8 @@ def power_on(plan: VmmPlan) -> Powered:
             fds.append(plan.state_fd)
         if plan.vsock is not None:
             fds.append(plan.vsock.fd)
+        if plan.disks.scratch_fd is not None:
+            fds.append(plan.disks.scratch_fd)
         lender = None
         if plan.ram is not None and plan.private and not read_only:
             # With ctypes, 1.4 ms of import that nobody else has to wait for.

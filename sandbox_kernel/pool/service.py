@@ -24,6 +24,7 @@ from sandbox_kernel.errors import HostError, SandboxKernelError
 from sandbox_kernel.host.template import ensure_in_loop
 from sandbox_kernel.image.progress import Silent
 from sandbox_kernel.image.store import ImageStore
+from sandbox_kernel.machine import footprint
 from sandbox_kernel.pool import memory
 from sandbox_kernel.pool.config import PoolConfig
 from sandbox_kernel.pool.policy import QUIET, Rules, Waiting, decide
@@ -130,7 +131,7 @@ class Service:
         now = time.monotonic()
         for vm in self._vms.values():
             if vm.ready:
-                vm.memory = memory.of(vm.ward.pid)
+                vm.memory = footprint.of_tree(vm.ward.pid)
         pool = [self._seen(vm) for vm in self._vms.values()]
         decision = decide(
             self._rules, pool, memory.look(), now - self._taken, now - self._failed, self._failures

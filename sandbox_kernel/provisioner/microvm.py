@@ -24,6 +24,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Float, Int, List, Unicode
 
 from sandbox_kernel import paths
+from sandbox_kernel.death import Death
 from sandbox_kernel.errors import ConfigurationError, GuestError, HostError, SandboxKernelError
 from sandbox_kernel.pool.client import take
 from sandbox_kernel.provisioner.command import guest_argv
@@ -33,6 +34,9 @@ from sandbox_kernel.supervisor.control import CHANNELS, LaunchRequest
 from sandbox_kernel.supervisor.handle import SupervisorHandle
 from sandbox_kernel.supervisor.nursery import nursery
 from sandbox_kernel.trace import summary
+
+_FOR_GOOD = ("IdleTimeLimitExceeded", "LifetimeLimitExceeded")
+"""Deaths after which nobody wants a new kernel at once."""
 
 
 class MicroVMProvisioner(KernelProvisionerBase):
@@ -55,10 +59,34 @@ class MicroVMProvisioner(KernelProvisionerBase):
     processes = Int(None, allow_none=True, config=True, help="Processes and threads in the guest.")
     start = Unicode(None, allow_none=True, config=True, help="auto (from a template) or cold.")
     preload: Any = List(None, allow_none=True, config=True, help="Modules imported in the template.")
+    cpu_quota = Float(None, allow_none=True, config=True, help="CPUs of the host for the VM; 0: no limit.")
+    disk = Int(None, allow_none=True, config=True, help="MiB of a scratch disk; 0: in memory, half of it.")
+    disk_bandwidth = Float(None, allow_none=True, config=True, help="MiB/s of the VM's disks; 0: no limit.")
+    disk_iops = Int(None, allow_none=True, config=True, help="Reads and writes a second; 0: no limit.")
+    cell_timeout = Float(None, allow_none=True, config=True, help="Seconds that a cell may run; 0: no limit.")
+    cell_grace = Float(None, allow_none=True, config=True, help="Seconds between a late cell's warnings.")
+    idle_timeout = Float(None, allow_none=True, config=True, help="Seconds of idleness; 0: no limit.")
+    lifetime = Float(None, allow_none=True, config=True, help="Seconds that a kernel may live; 0: no limit.")
+    output = Float(None, allow_none=True, config=True, help="MiB of output of a cell; 0: no limit.")
+    message_size = Float(None, allow_none=True, config=True, help="MiB of one message of the kernel.")
+    message_rate = Float(None, allow_none=True, config=True, help="Messages a second; 0: no limit.")
+    unenforced = Unicode(
+        None, allow_none=True, config=True, help="warn or refuse, where this host cannot enforce a limit."
+    )
     max_memory = Int(None, allow_none=True, config=True, help="Most MiB of RAM a kernelspec may ask for.")
     max_vcpus = Int(None, allow_none=True, config=True, help="Most virtual CPUs a kernelspec may ask for.")
     max_boot_timeout = Float(None, allow_none=True, config=True, help="Longest boot_timeout in seconds.")
     max_processes = Int(None, allow_none=True, config=True, help="Most processes a kernelspec may ask for.")
+    max_cpu_quota = Float(None, allow_none=True, config=True, help="Most CPUs of the host for a VM.")
+    max_disk = Int(None, allow_none=True, config=True, help="Most MiB of a scratch disk.")
+    max_disk_bandwidth = Float(None, allow_none=True, config=True, help="Most MiB/s of a VM's disks.")
+    max_disk_iops = Int(None, allow_none=True, config=True, help="Most reads and writes a second.")
+    max_cell_timeout = Float(None, allow_none=True, config=True, help="Longest cell_timeout in seconds.")
+    max_idle_timeout = Float(None, allow_none=True, config=True, help="Longest idle_timeout in seconds.")
+    max_lifetime = Float(None, allow_none=True, config=True, help="Longest lifetime in seconds.")
+    max_output = Float(None, allow_none=True, config=True, help="Most MiB of output of a cell.")
+    max_message_size = Float(None, allow_none=True, config=True, help="Most MiB of one message.")
+    max_message_rate = Float(None, allow_none=True, config=True, help="Most messages a second.")
 
     def __init__(self, **kwargs: Any) -> None:
         """Takes the kernelspec's `config` apart from Jupyter's own arguments; it is checked at launch."""
@@ -69,7 +97,13 @@ class MicroVMProvisioner(KernelProvisionerBase):
         self._handle: SupervisorHandle | None = None
         self._status: int | None = None
         self._launched = False
+        self.report: dict[str, Any] = {}
+        """What the supervisor has told of the VM."""
         self._asked_to_end = False
+        self.death: Death | None = None
+        """Why the last kernel that died did; None when none has, or when its end was asked for."""
+        self._untold = False
+        self._refusals = 0
         self._ports_cached = False
 
     @property
@@ -120,6 +154,9 @@ class MicroVMProvisioner(KernelProvisionerBase):
         automatic = self._launched and not self._asked_to_end
         await self._discard()
         self._asked_to_end = False
+        if automatic and self._stays_dead():
+            self._status = 1
+            return self.connection_info
         try:
             await self._launch(cmd, kwargs.get("env", {}))
         except SandboxKernelError as error:
@@ -143,6 +180,7 @@ class MicroVMProvisioner(KernelProvisionerBase):
             return status
         handle = self._handle
         status = await in_thread(handle.wait)
+        self._note_death(handle)
         self._handle = None
         self._status = None
         return status
@@ -152,24 +190,24 @@ class MicroVMProvisioner(KernelProvisionerBase):
         if self._handle is None or self._handle.poll() is not None:
             return
         if signum == signal.SIGKILL:
-            self._asked_to_end = True
+            self._end_is_wanted()
         await in_thread(self._handle.signal, int(signum))
 
     async def kill(self, restart: bool = False) -> None:
         """Ends the VM at once."""
-        self._asked_to_end = True
+        self._end_is_wanted()
         if self._handle is not None:
             self._handle.kill()
 
     async def terminate(self, restart: bool = False) -> None:
         """Ends the VM in an orderly way."""
-        self._asked_to_end = True
+        self._end_is_wanted()
         if self._handle is not None:
             self._handle.stop()
 
     async def shutdown_requested(self, restart: bool = False) -> None:
         """The client has asked the kernel to end: what follows is not a crash."""
-        self._asked_to_end = True
+        self._end_is_wanted()
 
     async def cleanup(self, restart: bool = False) -> None:
         """Leaves nothing behind; may be called more than once."""
@@ -178,6 +216,14 @@ class MicroVMProvisioner(KernelProvisionerBase):
             for channel in CHANNELS:
                 LocalPortCache.instance().return_port(getattr(self._manager, f"{channel}_port"))
             self._ports_cached = False
+
+    async def get_provisioner_info(self) -> dict[str, Any]:
+        """What there is to know of the VM and of its predecessor's death, as JSON's types."""
+        info: dict[str, Any] = await super().get_provisioner_info()
+        if self._handle is not None and self._handle.poll() is not None:
+            self._note_death(self._handle)
+        vm = {"supervisor": self.pid, **self.report} if self._launched else None
+        return {**info, "vm": vm, "death": self.death.to_dict() if self.death is not None else None}
 
     def resolve_path(self, path: str) -> str | None:
         """The host's path for a path of the guest: there is none, no folder is shared."""
@@ -238,15 +284,20 @@ class MicroVMProvisioner(KernelProvisionerBase):
             for name, value in self.connection_info.items()
         }
         argv = guest_argv(cmd, str(self._manager.connection_file))
-        request = LaunchRequest(self._vm_id(), self._spec, argv, env, info)
+        name = str(self._manager.kernel_name)
+        request = LaunchRequest(
+            self._vm_id(), self._spec, argv, env, info, notice=self._notice(), kernel=name
+        )
         pooled = await in_thread(take, self._spec)
         if pooled is not None:
             try:
                 await self._launch_in(pooled, request)
+                self._untold = False
                 return
             except (GuestError, HostError) as error:
                 self.log.warning("The pool's VM is of no use: %s", error)
         await self._launch_alone(request)
+        self._untold = False
         await in_thread(nursery.expect, self._spec)
 
     async def _launch_alone(self, request: LaunchRequest) -> None:
@@ -278,3 +329,32 @@ class MicroVMProvisioner(KernelProvisionerBase):
         if handle is not None:
             handle.kill()
             await in_thread(handle.wait)
+            self._note_death(handle)
+
+    def _end_is_wanted(self) -> None:
+        """What ends from now on was asked to; what is dead already was not."""
+        if self._handle is not None and self._handle.poll() is None:
+            self._asked_to_end = True
+
+    def _note_death(self, handle: SupervisorHandle) -> None:
+        if handle.death is not None and handle.death is not self.death:
+            self.death, self._untold, self._refusals = handle.death, True, 0
+            self.log.warning("The kernel died: %s", self.death.to_dict())
+
+    def _notice(self) -> str:
+        """What the first cell of a kernel that takes a dead one's place begins with."""
+        if self.death is None or not self._untold:
+            return ""
+        return f"The kernel was started anew, without its variables, after this: {self.death.message}"
+
+    def _stays_dead(self) -> bool:
+        """Whether this launch is a restarter's, of a kernel that a limit of time has ended.
+
+        Such a kernel is not wanted any more. A restarter takes "no" for an answer when it has heard it as
+        often as it tries; whoever asks after that is a person.
+        """
+        restarter = getattr(self._manager, "_restarter", None)
+        if restarter is None or not self._untold or self.death is None or self.death.name not in _FOR_GOOD:
+            return False
+        self._refusals += 1
+        return bool(self._refusals <= restarter.restart_limit)

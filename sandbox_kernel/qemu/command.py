@@ -11,6 +11,7 @@ lies in the file system.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -19,6 +20,9 @@ TRANSLATION_CACHE = {"small": 32, "large": 128}
 
 _VECTORS = 4
 """Interrupts of a vsock device: three queues and the configuration. With fewer the driver tries twice."""
+
+_FD_SET = 1
+"""QEMU's number for the scratch disk's descriptor (qemu(1), -add-fd)."""
 
 READ_ONLY_RAM = (8, 2)
 """Version of QEMU that can be told to open the file of private RAM for reading (`rom=off`)."""
@@ -59,6 +63,31 @@ class VsockDevice:
 
 
 @dataclass(frozen=True)
+class Disks:
+    """The VM's disks beside the image's.
+
+    Attributes:
+        scratch_fd: inherited descriptor of the scratch disk's file; None for none.
+        bandwidth: bytes a second, all disks together; 0: any number.
+        iops: reads and writes a second, all disks together; 0: any number.
+    """
+
+    scratch_fd: int | None = None
+    bandwidth: int = 0
+    iops: int = 0
+
+    @property
+    def throttle(self) -> dict[str, int]:
+        """QEMU's limits, by its names (qapi/block-core.json, ThrottleLimits)."""
+        limits = {"bps-total": self.bandwidth, "iops-total": self.iops}
+        return {name: value for name, value in limits.items() if value}
+
+
+NO_DISKS = Disks()
+"""No disk but the image's, and no limits."""
+
+
+@dataclass(frozen=True)
 class TemplateRam:
     """Guest RAM in a template's file.
 
@@ -91,6 +120,8 @@ class QemuConfig:
         template: where the RAM lies; None for a machine that boots and is not to be saved. With a template
             the vsock device is prepared but not plugged in (`vsock_device`), as it cannot be saved.
         kernel_arguments: words for the guest kernel's command line beside `KERNEL_ARGUMENTS`.
+        disks: scratch disk and limits. With private RAM the disk is prepared but not plugged in
+            (`scratch_device`).
     """
 
     binary: PurePosixPath
@@ -104,6 +135,7 @@ class QemuConfig:
     vsock: VsockDevice | None = None
     kernel_arguments: tuple[str, ...] = ()
     template: TemplateRam | None = None
+    disks: Disks = NO_DISKS
 
 
 def command_line(config: QemuConfig) -> list[str]:
@@ -119,8 +151,7 @@ def command_line(config: QemuConfig) -> list[str]:
         *("-object", _ram(config)),
         *_boot(config),
         *("-chardev", f"socket,id=console,fd={config.console_fd}", "-serial", "chardev:console"),
-        *("-blockdev", f"driver=file,node-name=root,filename={config.image / 'root.erofs'},read-only=on"),
-        *("-device", "virtio-blk-pci,drive=root"),
+        *_disks(config),
         *("-device", "virtio-rng-pci"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
     ]
@@ -148,6 +179,36 @@ def vsock_device(device: VsockDevice) -> list[tuple[str, str | int]]:
             ("vectors", _VECTORS),
         ]
     return [("driver", "vhost-user-vsock-pci"), ("chardev", "vsock"), ("vectors", _VECTORS)]
+
+
+def scratch_device(disks: Disks) -> list[tuple[str, str | int]]:
+    """The scratch disk's driver and properties, for the command line or for `device_add`.
+
+    What the host cannot write is told to the guest; by default QEMU would stop the machine and wait for room.
+    """
+    drive = "scratch-throttled" if disks.throttle else "scratch"
+    return [("driver", "virtio-blk-pci"), ("drive", drive), ("werror", "report"), ("rerror", "report")]
+
+
+def _disks(config: QemuConfig) -> list[str]:
+    disks = config.disks
+    nodes = {"root": f"driver=file,node-name=root,filename={config.image / 'root.erofs'},read-only=on"}
+    argv = []
+    if disks.scratch_fd is not None:
+        argv += ["-add-fd", f"fd={disks.scratch_fd},set={_FD_SET}"]
+        nodes["scratch"] = f"driver=file,node-name=scratch,filename=/dev/fdset/{_FD_SET},discard=unmap"
+    if disks.throttle:
+        group = {"qom-type": "throttle-group", "id": "disks", "limits": disks.throttle}
+        argv += ["-object", json.dumps(group)]
+    for name, node in nodes.items():
+        argv += ["-blockdev", node]
+        if disks.throttle:
+            how = f"driver=throttle,node-name={name}-throttled,throttle-group=disks,file={name}"
+            argv += ["-blockdev", how + (",read-only=on" if name == "root" else "")]
+    argv += ["-device", f"virtio-blk-pci,drive=root{'-throttled' if disks.throttle else ''}"]
+    if disks.scratch_fd is not None and not (config.template is not None and config.template.private):
+        argv += ["-device", ",".join(f"{name}={value}" for name, value in scratch_device(disks))]
+    return argv
 
 
 def _boot(config: QemuConfig) -> list[str]:

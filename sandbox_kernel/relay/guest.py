@@ -21,7 +21,7 @@ from typing import Final
 from sandbox_kernel.agent.protocol import RELAY_IDENTITY
 from sandbox_kernel.errors import GuestProtocolError
 from sandbox_kernel.relay import zmtp
-from sandbox_kernel.relay.zmtp import Frame
+from sandbox_kernel.relay.zmtp import Frame, LeftOut
 
 Dial = Callable[[str], Awaitable[socket.socket]]
 """Gives a connected, non-blocking stream socket to the channel of that name; OSError while there is none."""
@@ -48,6 +48,7 @@ class Listener:
     """Who hears of a channel's events; none of these may raise."""
 
     message: Callable[[list[Frame]], None]
+    left_out: Callable[[LeftOut], None]
     writable: Callable[[bool], None]
     broken: Callable[[GuestProtocolError], None]
 
@@ -81,6 +82,10 @@ class GuestChannel(asyncio.BufferedProtocol):
         if self._transport is not None and not self._transport.is_closing():
             for piece in zmtp.encode(frames):
                 self._transport.write(piece)
+
+    def bound(self, bounds: zmtp.Bounds) -> None:
+        """Has other bounds hold for the messages to come."""
+        self._reader.bounds = bounds
 
     def pause(self, paused: bool) -> None:
         """Lets the guest wait, or go on."""
@@ -126,7 +131,10 @@ class GuestChannel(asyncio.BufferedProtocol):
         if self._reader.greeted and not greeted and self._transport is not None:
             self._transport.write(zmtp.ready(ROLES[self.name].ours, RELAY_IDENTITY))
         for message in messages:
-            self._listener.message(message)
+            if isinstance(message, LeftOut):
+                self._listener.left_out(message)
+            else:
+                self._listener.message(message)
         if self._reader.ready and not self.ready.done():
             self.ready.set_result(True)
 

@@ -18,6 +18,8 @@ from types import MappingProxyType
 from typing import Final
 
 _MIB: Final = 1 << 20
+_LARGE: Final = ("shell", "iopub")
+"""Channels on which a user's data travels."""
 
 
 def _message_bytes() -> Mapping[str, int]:
@@ -53,6 +55,8 @@ class RelayLimits:
         initialised: seconds to wait until a kernel that accepts connections can answer; a user's start-up
             files, which run before, may take longer.
         last_words: seconds in which a dead guest's last outputs are still taken.
+        output_bytes: that one cell may put out; 0: any number.
+        message_rate: messages on iopub a second that are taken from the guest; 0: any number.
     """
 
     message_bytes: Mapping[str, int] = field(default_factory=_message_bytes)
@@ -68,3 +72,18 @@ class RelayLimits:
     welcome: float = 0.5
     initialised: float = 10.0
     last_words: float = 0.25
+    output_bytes: int = 0
+    message_rate: float = 0.0
+
+    @classmethod
+    def of(cls, output: float, message_size: float, message_rate: float) -> RelayLimits:
+        """The bounds for a user's limits: MiB of output a cell, MiB of a message, messages a second."""
+        largest = round(message_size * _MIB)
+        return cls(
+            {
+                channel: min(usual, largest) if channel not in _LARGE else largest
+                for channel, usual in _message_bytes().items()
+            },
+            output_bytes=round(output * _MIB),
+            message_rate=message_rate,
+        )

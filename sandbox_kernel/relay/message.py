@@ -29,6 +29,7 @@ DELIMITER: Final = b"<IDS|MSG>"
 PROTOCOL: Final = "5.4"
 
 _AFTER_DELIMITER: Final = 5
+_PARENT: Final = 3
 _HEADER_BYTES: Final = 16 * 1024
 
 
@@ -69,6 +70,10 @@ class Author:
     signer: Signer
     session: str = field(default_factory=lambda: str(uuid.uuid4()))
 
+    def topic(self, kind: str) -> bytes:
+        """What stands before a message of this type on iopub."""
+        return f"kernel.{self.session}.{kind}".encode()
+
     def message(
         self, kind: str, content: Mapping[str, Any], parent: bytes = b"{}", metadata: bytes = b"{}"
     ) -> list[Frame]:
@@ -95,6 +100,7 @@ class Request:
         header: the request's header, byte for byte; the answer's parent.
         id: its message id.
         kind: its message type, `…_request`.
+        subshell: which of the kernel's shells it is for (JEP 91); empty for the main one.
     """
 
     channel: str
@@ -102,6 +108,7 @@ class Request:
     header: bytes
     id: str
     kind: str
+    subshell: str = ""
 
 
 def find_delimiter(frames: Sequence[Frame], identities: int) -> int | None:
@@ -110,6 +117,20 @@ def find_delimiter(frames: Sequence[Frame], identities: int) -> int | None:
         if frame == DELIMITER:
             return index if len(frames) - index > _AFTER_DELIMITER else None
     return None
+
+
+def find_beginning(frames: Sequence[Frame], identities: int) -> int | None:
+    """Index of the delimiter in a message's beginning, which has its header and its parent's at least."""
+    for index, frame in enumerate(frames[: identities + 1]):
+        if frame == DELIMITER:
+            return index if len(frames) - index > _PARENT else None
+    return None
+
+
+def read_kind(frames: Sequence[Frame], delimiter: int) -> str:
+    """A message's type; empty when it says none."""
+    kind = _read_json(frames[delimiter + 2]).get("msg_type")
+    return kind if isinstance(kind, str) else ""
 
 
 def read_request(channel: str, frames: Sequence[bytes], signer: Signer, identities: int) -> Request | None:
@@ -123,7 +144,15 @@ def read_request(channel: str, frames: Sequence[bytes], signer: Signer, identiti
         return None
     if not signer.verifies(frames[at + 1], frames[at + 2 : at + 6]):
         return None
-    return Request(channel, tuple(frames[:at]), frames[at + 2], message_id, kind)
+    subshell = header.get("subshell_id")
+    return Request(
+        channel,
+        tuple(frames[:at]),
+        frames[at + 2],
+        message_id,
+        kind,
+        subshell if isinstance(subshell, str) else "",
+    )
 
 
 def read_parent(frames: Sequence[Frame], delimiter: int) -> str | None:

@@ -3,13 +3,20 @@
 A client may send any number of requests, and some that no kernel answers; the table is bounded. When it is
 full, the oldest request that is not an `execute_request` goes; when there is none, the new one is not noted.
 So the running cell, the oldest of its kind, is never the one that is forgotten.
+
+Which cell is running, and since when, is decided here and not by what the guest says: of those sent to one
+shell (the main one, or a subshell) a cell has begun when it is sent to a shell that owes no other reply, or
+when the one before it is answered. A kernel that has answered too early, and computes on, does so on the time
+of the next cell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Protocol
 
 from sandbox_kernel.relay.message import Request
 
@@ -18,22 +25,42 @@ EXECUTE = "execute_request"
 _Key = tuple[str, tuple[bytes, ...], str]
 
 
-@dataclass
+@dataclass(eq=False)
 class Unanswered:
-    """A request, and the prompt number that the kernel gave it (0: it has not begun)."""
+    """A request.
+
+    Attributes:
+        request: what was asked.
+        execution_count: the prompt number that the kernel gave it (0: it has not said).
+        since: monotonic seconds since when it runs; None for a cell whose turn has not come, and for what is
+            no cell.
+    """
 
     request: Request
     execution_count: int = 0
+    since: float | None = None
+
+
+class CellWatcher(Protocol):
+    """Who wants to know of cells."""
+
+    def began(self, cell: Unanswered) -> None:
+        """It is this cell's turn from now on."""
+
+    def ended(self, cell: Unanswered) -> None:
+        """A cell that had begun was answered."""
 
 
 class PendingRequests:
     """The bounded table."""
 
-    def __init__(self, limit: int) -> None:
-        """At most `limit` requests."""
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """At most `limit` requests; `clock` tells the seconds for `since`."""
         self._limit = limit
+        self._clock = clock
         self._executions: dict[_Key, Unanswered] = {}
         self._others: dict[_Key, Unanswered] = {}
+        self.watchers: list[CellWatcher] = []
 
     def __len__(self) -> int:
         return len(self._executions) + len(self._others)
@@ -42,20 +69,38 @@ class PendingRequests:
         """Executions first, each kind in the order of arrival."""
         return chain(tuple(self._executions.values()), tuple(self._others.values()))
 
+    @property
+    def running(self) -> list[Unanswered]:
+        """The cells that have begun."""
+        return [cell for cell in self._executions.values() if cell.since is not None]
+
     def asked(self, request: Request) -> None:
         """A request went to the kernel."""
-        table = self._executions if request.kind == EXECUTE else self._others
+        is_cell = request.kind == EXECUTE
+        table = self._executions if is_cell else self._others
         if len(self) >= self._limit:
             if not self._others:
                 return
             del self._others[next(iter(self._others))]
-        table[request.channel, request.identities, request.id] = Unanswered(request)
+        idle = is_cell and not any(self._of_shell(request))
+        asked = table[request.channel, request.identities, request.id] = Unanswered(request)
+        if idle:
+            self._begin(asked)
 
     def answered(self, channel: str, identities: tuple[bytes, ...], message_id: str) -> None:
         """The kernel answered; of no consequence when nobody asked."""
         key = (channel, identities, message_id)
-        if self._executions.pop(key, None) is None:
+        cell = self._executions.pop(key, None)
+        if cell is None:
             self._others.pop(key, None)
+            return
+        if cell.since is None:
+            return
+        for watcher in self.watchers:
+            watcher.ended(cell)
+        following = next(self._of_shell(cell.request), None)
+        if following is not None:
+            self._begin(following)
 
     def counted(self, message_id: str, execution_count: int) -> None:
         """The kernel began to execute a request and gave it its prompt number."""
@@ -63,3 +108,24 @@ class PendingRequests:
             if asked == message_id:
                 unanswered.execution_count = execution_count
                 return
+
+    def forget(self) -> None:
+        """Everybody has been answered."""
+        for cell in self.running:
+            for watcher in self.watchers:
+                watcher.ended(cell)
+        self._executions.clear()
+        self._others.clear()
+
+    def _of_shell(self, request: Request) -> Iterator[Unanswered]:
+        """Cells sent to the same shell, oldest first."""
+        return (
+            cell
+            for cell in self._executions.values()
+            if cell.request.channel == request.channel and cell.request.subshell == request.subshell
+        )
+
+    def _begin(self, cell: Unanswered) -> None:
+        cell.since = self._clock()
+        for watcher in self.watchers:
+            watcher.began(cell)

@@ -19,30 +19,32 @@ client, what it says then nobody has asked for. The clients' sockets outlive the
 ways: a guest that does not read makes the clients of that channel wait (never dropping), clients that do not
 read make the guest wait within the rules of outlet.py. Every message from the guest must have a message's
 shape; what does not is a GuestProtocolError in `failed`, once, and the guest is read no more. Signatures are
-the client's to check.
+the client's to check, but for replies to what is noted as unanswered: a forged one answers nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import zmq
 
-from sandbox_kernel.errors import ConfigurationError, GuestProtocolError
-from sandbox_kernel.relay import death, guest, message, zmtp
+from sandbox_kernel.death import Death
+from sandbox_kernel.errors import ConfigurationError, GuestProtocolError, MessageSizeLimitExceeded
+from sandbox_kernel.relay import death, guest, message, outputs, zmtp
 from sandbox_kernel.relay.client import ClientSocket, Curve
 from sandbox_kernel.relay.guest import Dial, GuestChannel, Listener
 from sandbox_kernel.relay.limits import RelayLimits
 from sandbox_kernel.relay.message import Author, Signer
-from sandbox_kernel.relay.pending import PendingRequests
+from sandbox_kernel.relay.pending import CellWatcher, PendingRequests, Unanswered
 from sandbox_kernel.relay.welcome import KIND as WELCOME
 from sandbox_kernel.relay.welcome import welcome
-from sandbox_kernel.relay.zmtp import Frame
+from sandbox_kernel.relay.zmtp import Frame, LeftOut
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,16 @@ class Relay:
         self._forwarding = False
         self._over = False
         self._closing: asyncio.Task[None] | None = None
+        self._allowance = outputs.Allowance(limits.output_bytes)
+        self._pace = outputs.Pace(limits.message_rate)
+        self._held: dict[str, set[str]] = {channel: set() for channel in GUEST_CHANNELS}
+        self._pending.watchers.append(self)
+        self.notice = ""
+        """A sentence that the first cell begins with; empty for none."""
+        self.cells = 0
+        """How many cells have begun."""
+        self.used = time.monotonic()
+        """When a client has last asked for something (monotonic seconds)."""
         self.shutdown_requested = False
         """A client has asked the kernel to shut down; its end will be no surprise."""
         self.failed: asyncio.Future[GuestProtocolError] = asyncio.get_running_loop().create_future()
@@ -97,6 +109,23 @@ class Relay:
     def unanswered(self) -> int:
         """Requests that the kernel has not answered yet."""
         return len(self._pending)
+
+    @property
+    def running(self) -> list[Unanswered]:
+        """The cells that run."""
+        return self._pending.running
+
+    def watch(self, watcher: CellWatcher) -> None:
+        """Tells `watcher` of each cell from now on."""
+        self._pending.watchers.append(watcher)
+
+    def limit(self, limits: RelayLimits) -> None:
+        """Has `limits` hold from now on, for what is connected, too."""
+        self._limits = limits
+        self._allowance = outputs.Allowance(limits.output_bytes)
+        self._pace = outputs.Pace(limits.message_rate)
+        for name, channel in self._guest.items():
+            channel.bound(self._bounds(name))
 
     def bind(self, client: ClientEndpoints, key: bytes, signature_scheme: str) -> None:
         """Listens for clients; what they send waits until the guest is attached.
@@ -176,7 +205,7 @@ class Relay:
         for name in GUEST_CHANNELS:
             sock = self._sockets[name]
             receive = self._on_subscription if name == "iopub" else partial(self._on_request, name)
-            sock.start(receive, self._guest[name].pause)
+            sock.start(receive, partial(self._hold, name, "slow clients"))
 
     async def initialised(self) -> None:
         """Returns when a kernel that has just been started can answer, or when that takes too long.
@@ -195,21 +224,21 @@ class Relay:
         if closed:
             await asyncio.wait(closed, timeout=timeout)
 
-    async def report_death(self, reason: str, reply_to_cells: bool = True) -> None:
-        """Tells everybody who waits for an answer why none will come.
+    def say(self, parent: bytes, text: str) -> None:
+        """Shows clients a line of ours in the output of the cell whose header is `parent`."""
+        if self._forwarding:
+            self._sockets["iopub"].send(outputs.notice(text, self._author, parent))
 
-        Args:
-            reason: a sentence for the user.
-            reply_to_cells: False after an end that the user's own code has brought about; see death.py.
-        """
+    async def report_death(self, cause: Death) -> None:
+        """Tells everybody who waits for an answer why none will come; see death.py."""
         await self.drain(self._limits.last_words)
         self._end_guest()
         for name in ("control", "shell") if self._sockets else ():
             for frames in self._sockets[name].collect(self._limits.requests):
                 self._on_request(name, frames)
-        for channel, answer in death.report(self._pending, reason, self._author, reply_to_cells):
+        for channel, answer in death.report(self._pending, cause, self._author, time.monotonic()):
             self._sockets[channel].send(answer)
-        self._pending = PendingRequests(self._limits.requests)
+        self._pending.forget()
 
     async def aclose(self) -> None:
         """Ends everything; last messages reach clients within the linger time. Idempotent."""
@@ -224,14 +253,37 @@ class Relay:
     def _guest_channel(self, channel: str) -> GuestChannel:
         return GuestChannel(
             channel,
-            zmtp.Bounds(self._limits.message_bytes[channel], self._limits.message_frames),
+            self._bounds(channel),
             self._limits.guest_unread_bytes,
             Listener(
                 message=partial(self._receivers[channel], self, channel),
+                left_out=partial(self._on_left_out, channel),
                 writable=lambda writable: self._on_writable(channel, writable),
                 broken=self._fail,
             ),
         )
+
+    def _bounds(self, channel: str) -> zmtp.Bounds:
+        return zmtp.Bounds(self._limits.message_bytes[channel], self._limits.message_frames)
+
+    def _hold(self, channel: str, reason: str, hold: bool) -> None:
+        """Lets the guest wait on a channel as long as there is any reason to."""
+        reasons = self._held[channel]
+        if hold:
+            reasons.add(reason)
+        else:
+            reasons.discard(reason)
+        self._guest[channel].pause(bool(reasons))
+
+    def began(self, cell: Unanswered) -> None:
+        """A cell has begun."""
+        self.cells += 1
+        if len(self._pending.running) == 1:
+            self._allowance.renew()
+
+    def ended(self, cell: Unanswered) -> None:
+        """A cell has ended."""
+        self.used = time.monotonic()
 
     def _on_writable(self, channel: str, writable: bool) -> None:
         if self._forwarding:
@@ -253,6 +305,7 @@ class Relay:
             self.failed.set_result(error)
 
     def _on_request(self, channel: str, frames: list[bytes]) -> None:
+        self.used = time.monotonic()
         if channel in ("shell", "control"):
             request = message.read_request(channel, frames, self._signer, self._limits.identities)
             if request is not None:
@@ -273,11 +326,33 @@ class Relay:
         if at == 0:
             self._fail(_malformed(channel, "has no identity"))
             return
+        self._to_clients(channel, frames)
         if channel != "stdin":
             asked = message.read_parent(frames, at)
-            if asked is not None:
+            if asked is not None and self._signer.verifies(frames[at + 1], frames[at + 2 : at + 6]):
                 self._pending.answered(channel, tuple(map(bytes, frames[:at])), asked)
-        self._to_clients(channel, frames)
+
+    def _on_left_out(self, channel: str, what: LeftOut) -> None:
+        """A message was larger than one may be: who waits for it is told so in its place."""
+        at = message.find_beginning(what.frames, self._limits.identities)
+        if self._over:
+            return
+        if at is None or channel == "stdin":
+            self._fail(_malformed(channel, f"of {what.size} bytes is none of Jupyter's"))
+            return
+        text = outputs.too_large(what.size, self._limits.message_bytes[channel])
+        log.warning("%s", text)
+        if channel == "iopub":
+            self.say(self._cell_of(what.frames, at), text)
+            return
+        kind = message.read_kind(what.frames, at)
+        if not kind.endswith("_reply"):
+            self._fail(_malformed(channel, f"of {what.size} bytes is no reply"))
+            return
+        name = MessageSizeLimitExceeded.__name__
+        content = {"status": "error", "ename": name, "evalue": text, "traceback": [f"{name}: {text}"]}
+        answer = self._author.message(kind, content, bytes(what.frames[at + 3]))
+        self._on_reply(channel, [*what.frames[:at], *answer])
 
     def _on_output(self, channel: str, frames: list[Frame]) -> None:
         at = self._shape(channel, frames)
@@ -286,13 +361,48 @@ class Relay:
         if message.is_kind(frames, at, _WELCOME):
             self._welcomed.set()
             return
-        if message.is_kind(frames, at, _INPUT):
+        begins = message.is_kind(frames, at, _INPUT)
+        if begins:
             self._count(frames, at)
         elif not self._initialised.is_set() and message.is_kind(frames, at, _STATUS):
             self._initialised.set()
-        self._to_clients(channel, frames)
+        if self._allowance.limited and self._forwarding:
+            for admitted in self._allowance.admit(frames, at, self._author, self._cell_of(frames, at)):
+                self._to_clients(channel, admitted)
+        else:
+            self._to_clients(channel, frames)
+        if begins and self.notice and self._forwarding:
+            self.say(bytes(frames[at + 3]), self.notice)
+            self.notice = ""
+        if self._pace.rate:
+            self._slow_down()
 
-    def _to_clients(self, channel: str, frames: list[Frame]) -> None:
+    def _cell_of(self, frames: Sequence[Frame], at: int) -> bytes:
+        """Header of the cell that an output is of: the one that runs, or what the kernel says."""
+        running = self._pending.running
+        return running[0].request.header if running else bytes(frames[at + 3])
+
+    def _slow_down(self) -> None:
+        """Has the guest wait when its outputs come too fast."""
+        delay = self._pace.delay(asyncio.get_running_loop().time())
+        if delay > 0 and "rate" not in self._held["iopub"]:
+            self._hold("iopub", "rate", True)
+            self._go_on_after(delay)
+
+    def _go_on_after(self, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+
+        def go_on() -> None:
+            # What had been read already was still to be passed on, and has made the wait longer.
+            left = self._pace.left(loop.time())
+            if left > 0:
+                self._go_on_after(left)
+            else:
+                self._hold("iopub", "rate", False)
+
+        loop.call_later(delay, go_on)
+
+    def _to_clients(self, channel: str, frames: Sequence[Frame]) -> None:
         if self._forwarding:
             self._sockets[channel].send(frames)
 

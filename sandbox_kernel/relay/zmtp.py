@@ -16,6 +16,10 @@ commands; a command in traffic is ignored, as the RFC asks.
 Rules of this file: nothing is allocated for a length that is over a bound; a message's frames and bytes are
 summed up while they arrive; what the guest does wrong is a GuestProtocolError and the end of the connection;
 a large frame is read into its own memory, without a copy, and that memory is only claimed as it fills.
+
+A message that is merely larger than one may be is no fault of the protocol, as users' data may be large: from
+the frame on that goes too far, nothing of it is kept, and its end is told (`LeftOut`). Beyond `_FAULT` times
+the bound it is one.
 """
 
 from __future__ import annotations
@@ -44,12 +48,23 @@ _LAZY: Final = 1 << 20
 """From here on memory comes from mmap, which claims a page only when it is written."""
 
 
+_FAULT: Final = 16
+
+
 @dataclass(frozen=True)
 class Bounds:
     """What one message may have: bytes (all frames together) and frames."""
 
     bytes: int
     frames: int
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A message that was too large: its first frames, up to the one that went too far, and all its bytes."""
+
+    frames: list[Frame]
+    size: int
 
 
 def greeting() -> bytes:
@@ -102,13 +117,17 @@ class Reader:
         """The handshake has succeeded; only now may messages be sent."""
         self._channel = channel
         self._peers = frozenset(peers)
-        self._bounds = bounds
+        self.bounds = bounds
+        """Of a message; may be changed between two."""
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
         self._frames: list[Frame] = []
         self._size = 0
+        self._number = 0
         self._flags = 0
+        self._skip = 0
+        self._leaves_out = False
         self._large: memoryview | None = None
         self._filled = 0
 
@@ -124,7 +143,7 @@ class Reader:
             self._start, self._end = 0, held
         return self._view[self._end :]
 
-    def received(self, count: int) -> list[list[Frame]]:
+    def received(self, count: int) -> list[list[Frame] | LeftOut]:
         """Takes note of `count` new bytes in `space`.
 
         Returns:
@@ -133,7 +152,7 @@ class Reader:
         Raises:
             GuestProtocolError: the guest broke ZMTP or a bound; the connection is of no more use.
         """
-        messages: list[list[Frame]] = []
+        messages: list[list[Frame] | LeftOut] = []
         if self._large is None:
             self._end += count
         else:
@@ -158,8 +177,10 @@ class Reader:
         self.greeted = True
         return True
 
-    def _take_frames(self, messages: list[list[Frame]]) -> None:
+    def _take_frames(self, messages: list[list[Frame] | LeftOut]) -> None:
         buffer, view, start, end = self._buffer, self._view, self._start, self._end
+        if self._skip:
+            start += self._pass_over(end - start, messages)
         while end - start >= 2:
             flags = buffer[start]
             if flags & _LONG:
@@ -171,7 +192,10 @@ class Reader:
                 length = buffer[start + 1]
                 body = start + 2
             self._admit(flags, length)
-            if end - body >= length:
+            if self._leaves_out:
+                self._flags, self._skip = flags, length
+                start = body + self._pass_over(end - body, messages)
+            elif end - body >= length:
                 start = body + length
                 self._flags = flags
                 self._complete(bytes(view[body:start]), messages)
@@ -193,28 +217,45 @@ class Reader:
         if flags & _COMMAND:
             if length > _COMMAND_BYTES:
                 raise self._error(f"a command has {length} bytes (limit {_COMMAND_BYTES})")
-            if self._frames:
+            if self._number:
                 raise self._error("a command stands inside a message")
         elif not self.ready:
             raise self._error("a message stands before the handshake's end")
-        elif self._size + length > self._bounds.bytes:
-            raise self._error(
-                f"a message has more than {self._bounds.bytes} bytes; show or send less at a time"
-            )
-        elif len(self._frames) >= self._bounds.frames:
-            raise self._error(f"a message has more than {self._bounds.frames} frames")
+        elif self._number >= self.bounds.frames:
+            raise self._error(f"a message has more than {self.bounds.frames} frames")
+        elif self._size + length > self.bounds.bytes:
+            if self._size + length > self.bounds.bytes * _FAULT:
+                raise self._error(f"a message has more than {self.bounds.bytes * _FAULT} bytes")
+            self._leaves_out = True
 
-    def _complete(self, body: Frame, messages: list[list[Frame]]) -> None:
+    def _pass_over(self, available: int, messages: list[list[Frame] | LeftOut]) -> int:
+        """Takes no note of a frame's bytes; returns how many of those available are its."""
+        passed = min(available, self._skip)
+        self._skip -= passed
+        self._size += passed
+        if not self._skip:
+            self._number += 1
+            if not self._flags & _MORE:
+                messages.append(LeftOut(self._frames, self._size))
+                self._begin_message()
+        return passed
+
+    def _begin_message(self) -> None:
+        self._frames = []
+        self._size = self._number = 0
+        self._leaves_out = False
+
+    def _complete(self, body: Frame, messages: list[list[Frame] | LeftOut]) -> None:
         if self._flags & _COMMAND:
             if not self.ready:
                 self._take_ready(bytes(body))
             return
         self._frames.append(body)
         self._size += len(body)
+        self._number += 1
         if not self._flags & _MORE:
             messages.append(self._frames)
-            self._frames = []
-            self._size = 0
+            self._begin_message()
 
     def _take_ready(self, body: bytes) -> None:
         if not body.startswith(b"\x05READY"):

@@ -131,7 +131,7 @@ def begin(vm: str, decision: Decision, control_fd: int, trace: Trace, asleep: bo
     template = TemplateStore().open(decision.key) if decision.key is not None else None
     if asleep and template is None:
         raise TemplateError("There is no template that a VM could wait with.")
-    belongings = Belongings(vm, decision.spec.memory, decision.spec.vcpus, control_fd)
+    belongings = Belongings(vm, decision.spec, control_fd)
     for what, why in decision.why.items():
         log.info("%s %s: %s", what, getattr(decision, what), why)
     try:
@@ -169,6 +169,9 @@ def _ignite(decision: Decision, belongings: Belongings, template: Template | Non
             belongings.logs,
             belongings.cgroup,
             template,
+            spec.disk,
+            spec.disk_bandwidth,
+            spec.disk_iops,
         )
     )
     trace.mark("QEMU started")

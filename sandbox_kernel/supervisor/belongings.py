@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sandbox_kernel.errors import HostError
 from sandbox_kernel.jail import cgroup
 from sandbox_kernel.jail.guardian import Guardian
+from sandbox_kernel.spec import VMSpec
 from sandbox_kernel.supervisor import folders
 from sandbox_kernel.supervisor.log import log_to
 
@@ -18,33 +21,56 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+_ENFORCES = {
+    "memory": "what QEMU takes beyond the guest's `memory`",
+    "pids": "QEMU's threads",
+    "cpu": "`cpu_quota`",
+}
+
+
+def unenforced(missing: Mapping[str, str]) -> str:
+    """What is not bounded where these controllers are missing, each with the reason."""
+    return "; ".join(f"{_ENFORCES[name]} is not bounded ({reason})" for name, reason in missing.items())
+
+
 class Belongings:
     """The belongings of one VM, from their making to the end of this process."""
 
-    def __init__(self, vm: str, memory: int, vcpus: int, control_fd: int) -> None:
+    def __init__(self, vm: str, spec: VMSpec, control_fd: int) -> None:
         """Makes them.
 
         Args:
             vm: the VM's id, which names them.
-            memory: RAM of the guest in MiB.
-            vcpus: its virtual CPUs.
+            spec: what it may have.
             control_fd: closed for good only when everything is cleared away; the client sees that.
 
         Raises:
-            HostError: another living VM has this id, or a folder cannot be made.
+            HostError: another living VM has this id, a folder cannot be made, or a limit cannot be enforced
+                and that is not to be put up with.
         """
         self._folders = folders.claim(vm)
         self._control_fd = control_fd
-        self.cgroup = cgroup.create(vm, memory, vcpus)
+        self.cgroup = cgroup.create(vm, cgroup.Bounds(spec.memory, spec.vcpus, spec.cpu_quota))
         self._post_guardian()
         log_to(self.logs / "supervisor.log")
         if self.cgroup.missing:
-            log.warning("QEMU's own memory is not bounded: %s", self.cgroup.missing)
+            reasons = unenforced(self.cgroup.missing)
+            if spec.unenforced == "refuse":
+                raise HostError(
+                    f"This host does not enforce all limits ({reasons}) and unenforced = 'refuse'; have a "
+                    "part of cgroup v2 delegated to this user, or choose unenforced = 'warn'."
+                )
+            log.warning("this host does not enforce all limits: %s", reasons)
 
     @property
     def logs(self) -> Path:
         """Folder of the VM's logs."""
         return self._folders.logs
+
+    @property
+    def runtime(self) -> Path:
+        """Folder of the VM's sockets."""
+        return self._folders.runtime
 
     def keep_logs(self) -> None:
         """The logs are named in an error and shall outlive the VM."""

@@ -7,11 +7,13 @@ one JSON object a line, in order:
     {"op": "launch", ...LaunchRequest}   boots the VM and starts the kernel; answered when the kernel accepts
     {"op": "signal", "number": 2}        to the kernel's process group in the guest; 0 asks whether it lives
     {"op": "status"}                     what the guest's agent reports
+    {"op": "usage"}                      what the VM uses (usage.py)
     {"op": "stop"}                       orderly end of the VM
 
 An answer is `{"ok": true, ...}` or `{"ok": false, "error": class of errors.py, "message": sentence}`. When
 the client's end of the socket closes, or the client's process ends, the VM ends. The last line, which nobody
-asks for, is `{"ended": status}`: a client that is not the parent has no other way to learn the exit status.
+asks for, is `{"ended": status, "death": …}`: a client that is not the parent has no other way to learn the
+exit status, nor any client why the kernel died (death.py; null when the end was asked for).
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ class LaunchRequest:
         connection: Jupyter's connection info, `key` as text; where the relay binds.
         client: process whose end is the VM's end.
         began: `time.monotonic` at which the start began.
+        notice: a sentence that the first cell's output begins with; empty for none.
+        kernel: the kernelspec's name, for people.
     """
 
     id: str
@@ -57,6 +61,8 @@ class LaunchRequest:
     connection: Mapping[str, Any] = field(repr=False)
     client: int = field(default_factory=os.getpid)
     began: float = field(default_factory=time.monotonic)
+    notice: str = ""
+    kernel: str = ""
 
     def to_line(self) -> bytes:
         """This request as a line of the protocol."""
@@ -78,6 +84,8 @@ class LaunchRequest:
                 connection=dict(message["connection"]),
                 client=int(message["client"]),
                 began=float(message["began"]),
+                notice=str(message["notice"]),
+                kernel=str(message["kernel"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(

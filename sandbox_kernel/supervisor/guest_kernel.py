@@ -20,6 +20,7 @@ from sandbox_kernel.agent.protocol import CHANNEL_PORTS, can_adopt
 from sandbox_kernel.errors import GuestError, KernelStartError
 from sandbox_kernel.machine.machine import Machine
 from sandbox_kernel.relay.relay import Relay
+from sandbox_kernel.spec import VMSpec
 from sandbox_kernel.supervisor.control import LaunchRequest
 from sandbox_kernel.trace import Trace
 
@@ -53,10 +54,10 @@ class GuestKernel:
         self.exit: asyncio.Future[KernelExit] = asyncio.get_running_loop().create_future()
         """How it ended; pending before `start`."""
 
-    async def rehearse(self, processes: int) -> None:
+    async def rehearse(self, spec: VMSpec) -> None:
         """Has the template's kernel go through a start with an identity that nobody uses."""
         await self._attach()
-        await self._machine.agent.rehearse(_configuration(processes))
+        await self._machine.agent.rehearse(_configuration(spec.processes))
 
     async def start(self, request: LaunchRequest) -> None:
         """Starts it, or has the one that stands by become it.
@@ -66,7 +67,7 @@ class GuestKernel:
         """
         if self._machine.restored and can_adopt(list(request.argv), dict(request.env)):
             self._attach()
-        configuration = _configuration(request.spec.processes)
+        configuration = _configuration(request.spec.processes, bool(request.spec.disk))
         connection = _guest_connection(request.connection)
         sent = time.time_ns()
         started = await self._machine.agent.start(
@@ -157,8 +158,8 @@ class GuestKernel:
         return task
 
 
-def _configuration(processes: int) -> Configuration:
-    return Configuration(time.time_ns(), "sandbox", os.urandom(_ENTROPY), processes)
+def _configuration(processes: int, scratch: bool = False) -> Configuration:
+    return Configuration(time.time_ns(), "sandbox", os.urandom(_ENTROPY), processes, scratch=scratch)
 
 
 def _guest_connection(info: Mapping[str, Any]) -> dict[str, Any]:

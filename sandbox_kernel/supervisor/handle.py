@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from sandbox_kernel.death import Death
 from sandbox_kernel.errors import ConfigurationError, GuestError
 from sandbox_kernel.supervisor.control import (
     MAX_LINE,
@@ -39,6 +40,8 @@ class SupervisorHandle:
         self._socket = control
         self._buffer = b""
         self._told: int | None = None
+        self.death: Death | None = None
+        """Why the kernel died, once the supervisor has ended; None when its end was asked for."""
         self._turn = threading.Lock()
 
     @classmethod
@@ -81,6 +84,10 @@ class SupervisorHandle:
     def status(self) -> dict[str, Any]:
         """What the guest's agent reports, and the seconds of each phase of the start."""
         return self._ask(to_line({"op": "status"}), _ANSWER)
+
+    def usage(self) -> dict[str, Any]:
+        """What the VM uses, as in usage.py."""
+        return dict(self._ask(to_line({"op": "usage"}), _ANSWER)["usage"])
 
     def stop(self) -> None:
         """Asks for an orderly end; does not wait for it."""
@@ -134,9 +141,13 @@ class SupervisorHandle:
     def _note_end(self, line: bytes) -> bool:
         """Whether `line` is the supervisor's last one, which has its status."""
         try:
-            status = from_line(line).get("ended")
+            last = from_line(line)
         except ConfigurationError:
             return False
+        status, death = last.get("ended"), last.get("death")
+        if isinstance(death, dict):
+            with suppress(GuestError):
+                self.death = Death.from_dict(death)
         if isinstance(status, int) and 0 <= status <= 255:
             self._told = status
         return status is not None

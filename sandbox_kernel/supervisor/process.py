@@ -12,7 +12,8 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-from sandbox_kernel.errors import ConfigurationError, GuestError, SandboxKernelError
+from sandbox_kernel.death import Death
+from sandbox_kernel.errors import ConfigurationError, GuestError, HostShuttingDown, SandboxKernelError
 from sandbox_kernel.supervisor.control import (
     MAX_LINE,
     LaunchRequest,
@@ -45,7 +46,7 @@ async def serve(control_fd: int, request: First) -> int:
     control = socket.socket(fileno=control_fd)
     loop = asyncio.get_running_loop()
     supervisor = Supervisor(control.fileno(), request.begun)
-    loop.add_signal_handler(signal.SIGTERM, lambda: supervisor.end(Ending(0), orderly=True))
+    loop.add_signal_handler(signal.SIGTERM, lambda: supervisor.end(Ending(0, _host_wants_it())))
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     control.setblocking(False)
     reader, writer = await asyncio.open_unix_connection(sock=control, limit=MAX_LINE)
@@ -53,8 +54,8 @@ async def serve(control_fd: int, request: First) -> int:
     either: set[asyncio.Future[Any]] = {supervisor.ended, requests}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     ending = supervisor.ended.result() if supervisor.ended.done() else Ending(1)
-    if ending.reason:
-        log.warning("the VM ends: %s", ending.reason)
+    if ending.death is not None:
+        log.warning("the VM ends: %s", ending.death.to_dict())
     requests.cancel()
     await asyncio.gather(requests, return_exceptions=True)
     try:
@@ -64,8 +65,18 @@ async def serve(control_fd: int, request: First) -> int:
         log.error("the clean-up took more than %s s and is left to the guardian", _CLOSE)
         os._exit(ending.status or 1)
     with suppress(OSError):
-        writer.write(to_line({"ended": ending.status}))
+        death = ending.death.to_dict() if ending.death is not None else None
+        writer.write(to_line({"ended": ending.status, "death": death}))
     return ending.status
+
+
+def _host_wants_it() -> Death:
+    return Death.of(
+        HostShuttingDown(
+            "The VM was ended from outside (SIGTERM to its supervisor), as when the host shuts down; "
+            "start the kernel anew."
+        )
+    )
 
 
 def _watch_client(client_pid: int, supervisor: Supervisor) -> None:
@@ -88,7 +99,7 @@ async def _answer(
     line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, supervisor: Supervisor
 ) -> None:
     """Answers the client's requests in order, from the one in `line` on, until it closes its end."""
-    launched = False
+    launched, opening = False, None
     try:
         while line:
             try:
@@ -98,6 +109,8 @@ async def _answer(
                 launched = launched or op == "launch"
                 if op in _STARTS:
                     asyncio.get_running_loop().call_later(_SETTLE_AFTER, _settle)
+                if op == "launch":
+                    opening = asyncio.get_running_loop().create_task(supervisor.open_window())
             except SandboxKernelError as error:
                 answer = failure(error)
             except TimeoutError:
@@ -109,6 +122,9 @@ async def _answer(
             line = await reader.readline()
     except (ConnectionError, ValueError):  # gone, or a line beyond MAX_LINE
         pass
+    finally:
+        if opening is not None:
+            await opening
     supervisor.end(Ending(0), orderly=True)
 
 
@@ -128,6 +144,8 @@ async def _perform(
             return await _while_connected(reader, supervisor, supervisor.launch(launch))
         case "signal" if launched:
             return {"alive": await supervisor.signal(int(message.get("number", 0)))}
+        case "usage" if launched:
+            return {"usage": (await supervisor.usage()).to_dict()}
         case "status" if launched:
             return await supervisor.status()
         case "stop":

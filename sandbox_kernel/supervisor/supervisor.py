@@ -13,37 +13,49 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from sandbox_kernel.agent.client import KernelExit
+from sandbox_kernel.death import Death
 from sandbox_kernel.errors import (
     BootError,
     ConfigurationError,
     GuestError,
     HostError,
+    KernelCrashed,
+    KernelExited,
     KernelStartError,
+    MemoryLimitExceeded,
     NoSpaceError,
     SandboxKernelError,
     TemplateError,
 )
 from sandbox_kernel.machine.machine import Machine
 from sandbox_kernel.machine.template import make
+from sandbox_kernel.relay.limits import RelayLimits
 from sandbox_kernel.relay.relay import ClientEndpoints, Relay
-from sandbox_kernel.spec import VMSpec
+from sandbox_kernel.spec import LIMITS, VMSpec
+from sandbox_kernel.supervisor import expiry, usage
 from sandbox_kernel.supervisor.beginning import Beginning, begin
 from sandbox_kernel.supervisor.control import LaunchRequest, PrepareRequest, addresses
 from sandbox_kernel.supervisor.decision import Decision, decide
 from sandbox_kernel.supervisor.first import Begun
 from sandbox_kernel.supervisor.guest_kernel import GuestKernel
+from sandbox_kernel.supervisor.ladder import TimeLadder
+from sandbox_kernel.supervisor.usage import Usage
+from sandbox_kernel.supervisor.window import Window
 from sandbox_kernel.template.store import TemplateStore
 from sandbox_kernel.trace import Trace
 
 log = logging.getLogger(__name__)
 
 _DRAIN = 2.0
+_MIB = 1 << 20
 _SIGNAL = 10.0
 _TEMPLATE_AFTER = 5.0
 """Seconds after a cold start before a template is made: the first cells come first."""
@@ -56,13 +68,11 @@ class Ending:
 
     Attributes:
         status: exit status for the supervisor's process, what Jupyter sees as the kernel's.
-        reason: a sentence for the user; empty when the end was asked for.
-        by_user_code: the code in the kernel ended it.
+        death: why; None when the client has asked for it.
     """
 
     status: int
-    reason: str = ""
-    by_user_code: bool = False
+    death: Death | None = None
 
 
 class Supervisor:
@@ -90,6 +100,8 @@ class Supervisor:
         self._idle: list[asyncio.Task[None]] = []
         self._pooled = False
         self._orderly = False
+        self._launched = 0.0
+        self._request: LaunchRequest | None = None
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         """Resolved when the VM is to end; the caller then calls `close`."""
 
@@ -109,7 +121,7 @@ class Supervisor:
             else:
                 machine = await self._start_machine(beginning)
                 if machine.restored:
-                    await self._kernel_of(machine).rehearse(request.spec.processes)
+                    await self._kernel_of(machine).rehearse(request.spec)
                 self._pooled = True
             self._trace.mark("prepared")
             machine = self._machine = beginning.machine
@@ -135,7 +147,7 @@ class Supervisor:
             else:
                 self._trace.restart(request.began)
                 beginning = self._assign(request)
-            self._bind(request.connection)
+            self._bind(request)
             if beginning.starting is None:
                 self._stop_idling()  # how a start goes is for the start to say
             machine = await self._start_machine(beginning)
@@ -147,6 +159,9 @@ class Supervisor:
             self._watch(machine.ended, self._on_machine_ended)
             self._watch(self._relay.failed, self._on_machine_ended)
             self._watch(kernel.exit, self._on_kernel_exit)
+        self._launched, self._request = time.monotonic(), request
+        machine.on_trouble = self._tell
+        self._keep_time(machine, request.spec)
         if kernel.adopted:
             self._connecting = self._task(self._connect_later(kernel, request.spec.boot_timeout))
         if not machine.restored:
@@ -165,6 +180,41 @@ class Supervisor:
             if await self._machine.cause_of(error) is error:
                 raise
             return False  # the VM has just ended
+
+    async def usage(self) -> Usage:
+        """What this VM uses; without what does not answer."""
+        machine, request = self._machine, self._request
+        assert machine is not None
+        assert request is not None
+        guest, disk = await asyncio.gather(usage.of_guest(machine), usage.of_disk(machine))
+        host, spec = usage.of_host(machine), request.spec
+        return Usage(
+            id=request.id,
+            kernel=request.kernel[:80],
+            start=self._how(machine),
+            state="busy" if self._relay.running else "idle",
+            uptime=round(time.monotonic() - self._launched, 1),
+            cells=self._relay.cells,
+            supervisor=os.getpid(),
+            client=request.client,
+            cpu=host.cpu,
+            memory=host.memory,
+            memory_peak=host.peak,
+            disk=disk,
+            guest=guest,
+            limits={name: getattr(spec, name) for name in LIMITS},
+        )
+
+    async def open_window(self) -> None:
+        """Lets others of this user look at the VM from now on."""
+        assert self._beginning is not None
+
+        async def look() -> dict[str, Any]:
+            return (await self.usage()).to_dict()
+
+        window = Window(self._beginning.belongings.runtime, look)
+        self._stack.push_async_callback(window.aclose)
+        await window.open()
 
     async def status(self) -> dict[str, Any]:
         """What the agent reports of the kernel and the guest's memory, and how the start went so far.
@@ -191,8 +241,8 @@ class Supervisor:
     async def close(self) -> None:
         """Tells the truth to whoever waits for an answer, then releases everything; idempotent."""
         ending = self.ended.result() if self.ended.done() else Ending(1)
-        if ending.reason and not self._orderly:
-            await self._relay.report_death(ending.reason, reply_to_cells=not ending.by_user_code)
+        if ending.death is not None and not self._orderly:
+            await self._relay.report_death(ending.death)
         await self._stack.aclose()
 
     @asynccontextmanager
@@ -242,7 +292,10 @@ class Supervisor:
         log.info("this VM is now %s's", request.id)
         return self._beginning
 
-    def _bind(self, info: Mapping[str, Any]) -> None:
+    def _bind(self, request: LaunchRequest) -> None:
+        info, spec = request.connection, request.spec
+        self._relay.limit(RelayLimits.of(spec.output, spec.message_size, spec.message_rate))
+        self._relay.notice = request.notice
         self._relay.bind(_endpoints(info), info["key"].encode(), info["signature_scheme"])
         self._trace.mark("endpoints bound")
 
@@ -251,16 +304,20 @@ class Supervisor:
         assert machine is not None
         assert self._beginning is not None
         decision = self._beginning.decision
-        how = "cold" if not machine.restored else "pooled" if self._pooled else "restored"
         return {
+            "id": self._request.id if self._request is not None else "",
             "accelerator": [decision.accelerator, decision.why["accelerator"]],
             "vsock": [decision.vsock, decision.why["vsock"]],
             "image": decision.image.digest,
             "guest_kernel": decision.image.manifest.kernel,
             "logs": self._logs(),
-            "start": how,
+            "start": self._how(machine),
             "trace": self._trace.phases,
         }
+
+    def _how(self, machine: Machine) -> str:
+        """How the VM came to be."""
+        return "cold" if not machine.restored else "pooled" if self._pooled else "restored"
 
     async def _start_machine(self, beginning: Beginning) -> Machine:
         """Waits until a VM that was begun has started; boots another one if its template is of no use."""
@@ -274,6 +331,30 @@ class Supervisor:
             await beginning.boot_instead(error, self._trace)
             return await self._start_machine(beginning)
         return machine
+
+    def _keep_time(self, machine: Machine, spec: VMSpec) -> None:
+        """Has the limits of time hold that `spec` sets."""
+        if spec.lifetime:
+            self._task(expiry.lifetime(spec.lifetime, self._end_over))
+        if spec.idle_timeout:
+            relay = self._relay
+            self._task(
+                expiry.idleness(
+                    spec.idle_timeout, lambda: None if relay.running else relay.used, self._end_over
+                )
+            )
+        if spec.cell_timeout:
+            ladder = TimeLadder(
+                spec.cell_timeout, spec.cell_grace, machine.connect_agent, self._relay.say, self._end_over
+            )
+            self._stack.push_async_callback(ladder.aclose)
+            self._relay.watch(ladder)
+
+    def _tell(self, trouble: str) -> None:
+        """Tells the log, and whoever waits for a cell, of what went wrong on the host."""
+        log.warning("%s", trouble)
+        for cell in self._relay.running:
+            self._relay.say(cell.request.header, trouble)
 
     def _stop_idling(self) -> None:
         """Whoever waits for a VM's end while it is nobody's does not any more."""
@@ -310,21 +391,33 @@ class Supervisor:
     async def _on_kernel_exit(self, result: KernelExit) -> None:
         log.info("the kernel ended: %s", result)
         await self._relay.drain(_DRAIN)
-        reason = "" if self._relay.shutdown_requested else self._death(result)
-        self.end(Ending(result.status, reason, by_user_code=result.deliberate))
+        if self._relay.shutdown_requested:
+            self.end(Ending(result.status))
+        else:
+            self._end_over(self._cause(result), result.status, result.deliberate)
 
-    def _death(self, ended: KernelExit) -> str:
-        """Why the kernel is dead, for the user whose cell was running."""
+    def _cause(self, ended: KernelExit) -> SandboxKernelError:
+        """Why the kernel is dead."""
         if ended.out_of_memory:
-            return (
+            peak = round(ended.memory_peak / _MIB, 1)
+            return MemoryLimitExceeded(
                 f"The kernel was killed because the memory limit of {self._memory()} MiB was reached; "
-                "use less, or raise `memory`."
+                "use less, or raise `memory`.",
+                self._memory(),
+                "MiB",
+                peak,
             )
-        return f"The kernel's process {ended.how()}; restart it to go on."
+        kind = KernelExited if ended.deliberate else KernelCrashed
+        return kind(f"The kernel's process {ended.how()}; restart it to go on.")
 
     def _on_machine_ended(self, error: SandboxKernelError) -> None:
         self.keep_logs()
-        self.end(Ending(1, str(error)))
+        self._end_over(error)
+
+    def _end_over(self, error: SandboxKernelError, status: int = 1, by_user_code: bool = False) -> None:
+        """Ends the VM, with `error` as the reason that is told."""
+        uptime = time.monotonic() - self._launched if self._launched else 0.0
+        self.end(Ending(status, Death.of(error, uptime, by_user_code)))
 
     def _watch(
         self, awaitable: asyncio.Future[Any], then: Callable[[Any], Awaitable[None] | None]

@@ -10,6 +10,7 @@ import pytest
 import zmq
 from jupyter_client import BlockingKernelClient
 
+from sandbox_kernel.death import Death
 from tests.relay.conftest import MakeRig
 from tests.relay.conversation import answer, ask, hear, is_stream, run
 from tests.relay.rig import READY, Rig
@@ -153,7 +154,7 @@ def test_the_heart_beats_before_the_guest_is_up_and_stops_when_it_is_known_to_be
     rig.start()
     assert beats(rig, b"ping")
     rig.kill_kernel()
-    rig.thread.run(rig.relay.report_death("It died."))
+    rig.thread.run(rig.relay.report_death(Death("VMMDied", "It died.")))
     assert not beats(rig, b"ping", patience=0.3)
 
 

@@ -10,7 +10,7 @@ from sandbox_kernel.agent import answers
 from sandbox_kernel.errors import GuestError, GuestProtocolError, KernelStartError
 
 HELLO = {"kernel": "6.12", "python": "3.13.5", "uptime": 4, "boot": {"agent": 3.5}}
-EXIT = {"code": 0, "signal": None, "out_of_memory": False, "tail": ""}
+EXIT = {"code": 0, "signal": None, "out_of_memory": False, "memory_peak": 0, "tail": ""}
 STARTED = {"pid": 151, "adopted": True, "clock": 7}
 STATUS = {
     "alive": True,
@@ -21,13 +21,16 @@ STATUS = {
     "oom_kills": 0,
     "load": 0.5,
     "uptime": 9.0,
+    "cpu": 1.5,
+    "disk_used": 10,
+    "disk_size": 20,
 }
 
 
 def test_answers_of_an_honest_agent_are_taken_as_they_are() -> None:
     assert answers.hello(HELLO) == answers.Hello("6.12", "3.13.5", 4.0, (("agent", 3.5),))
     assert answers.kernel_exit(EXIT | {"tail": "bye\n"}) == answers.KernelExit(0, None, False, "bye")
-    assert answers.status(STATUS) == answers.Status(True, 1, 2, 4, 0, 0.5, 3, 9.0)
+    assert answers.status(STATUS) == answers.Status(True, 1, 2, 4, 0, 0.5, 3, 9.0, 1.5, 10, 20)
     assert answers.exec_result({"code": -9, "truncated": False, "timed_out": True}, b"x") == (
         answers.ExecResult(-9, b"x", False, True)
     )
@@ -127,3 +130,10 @@ def test_an_exit_is_put_into_words() -> None:
 )
 def test_a_crash_and_a_limit_are_told_from_a_wish(end: dict[str, object], deliberate: bool) -> None:
     assert answers.kernel_exit(EXIT | end).deliberate is deliberate
+
+
+def test_stacks_are_lines_of_printable_text_and_not_too_many_of_them() -> None:
+    assert answers.stacks(b"Thread 1\n  File \x1b[31m\xe2\x80\xae\xff") == "Thread 1\n  File  [31m �"
+    many = answers.stacks(b"x" * 10_000 + b"\n" + b"y\n" * 10_000)
+    assert len(many.splitlines()) == 400
+    assert len(many.splitlines()[0]) == 300

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import PurePosixPath
 
 import pytest
 
-from sandbox_kernel.qemu.command import QemuConfig, TemplateRam, VsockDevice, command_line
+from sandbox_kernel.qemu.command import Disks, QemuConfig, TemplateRam, VsockDevice, command_line
 
 RAM = PurePosixPath("/ram")
 CONFIG = QemuConfig(PurePosixPath("/usr/bin/qemu-system-x86_64"), PurePosixPath("/image"), 512, 2, "tcg", 7)
@@ -27,6 +28,41 @@ def test_there_is_no_default_device_and_no_network() -> None:
 def test_the_image_is_opened_read_only() -> None:
     assert values(command_line(CONFIG), "-blockdev") == [
         "driver=file,node-name=root,filename=/image/root.erofs,read-only=on"
+    ]
+
+
+def test_a_scratch_disk_is_a_descriptor_and_tells_the_guest_of_a_full_host() -> None:
+    argv = command_line(dataclasses.replace(CONFIG, disks=Disks(scratch_fd=12)))
+    assert values(argv, "-add-fd") == ["fd=12,set=1"]
+    assert values(argv, "-blockdev")[1] == (
+        "driver=file,node-name=scratch,filename=/dev/fdset/1,discard=unmap"
+    )
+    assert values(argv, "-device")[1] == ("driver=virtio-blk-pci,drive=scratch,werror=report,rerror=report")
+
+
+def test_a_clones_scratch_disk_is_prepared_and_plugged_in_later() -> None:
+    clone = dataclasses.replace(CONFIG, disks=Disks(scratch_fd=12), template=TemplateRam(RAM, private=True))
+    argv = command_line(clone)
+    assert len(values(argv, "-blockdev")) == 2
+    assert values(argv, "-device") == ["virtio-blk-pci,drive=root", "virtio-rng-pci"]
+
+
+def test_all_disks_together_keep_to_the_limits() -> None:
+    disks = Disks(scratch_fd=12, bandwidth=1 << 20, iops=100)
+    argv = command_line(dataclasses.replace(CONFIG, disks=disks))
+    assert json.loads(values(argv, "-object")[1]) == {
+        "qom-type": "throttle-group",
+        "id": "disks",
+        "limits": {"bps-total": 1 << 20, "iops-total": 100},
+    }
+    throttled = [node for node in values(argv, "-blockdev") if node.startswith("driver=throttle")]
+    assert throttled == [
+        "driver=throttle,node-name=root-throttled,throttle-group=disks,file=root,read-only=on",
+        "driver=throttle,node-name=scratch-throttled,throttle-group=disks,file=scratch",
+    ]
+    assert [device.split(",")[1] for device in values(argv, "-device")[:2]] == [
+        "drive=root-throttled",
+        "drive=scratch-throttled",
     ]
 
 

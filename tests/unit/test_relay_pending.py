@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from jupyter_client.session import Session
 
-from sandbox_kernel.relay import death
+from sandbox_kernel.death import Death
+from sandbox_kernel.relay.death import report as death_report
 from sandbox_kernel.relay.message import Author, Request, Signer
-from sandbox_kernel.relay.pending import PendingRequests
+from sandbox_kernel.relay.pending import PendingRequests, Unanswered
 
 
 def request(name: str, kind: str = "execute_request", client: bytes = b"client") -> Request:
@@ -55,24 +58,82 @@ def test_a_cell_is_told_with_its_prompt_number() -> None:
     assert [each.execution_count for each in pending] == [7, 0]
 
 
-def test_a_cell_gets_an_error_a_reply_and_idle_and_other_requests_no_error() -> None:
-    pending = PendingRequests(3)
+class Watcher:
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def began(self, cell: Unanswered) -> None:
+        self.seen.append(f"+{cell.request.id}")
+
+    def ended(self, cell: Unanswered) -> None:
+        self.seen.append(f"-{cell.request.id}")
+
+
+def watched(limit: int = 10) -> tuple[PendingRequests, Watcher]:
+    pending, watcher = PendingRequests(limit, iter(range(100)).__next__), Watcher()
+    pending.watchers.append(watcher)
+    return pending, watcher
+
+
+def test_a_cell_runs_when_the_one_before_it_is_answered_whatever_the_kernel_says() -> None:
+    pending, watcher = watched()
+    for name in "abc":
+        pending.asked(request(name))
+    pending.asked(request("question", "complete_request"))
+    assert [cell.request.id for cell in pending.running] == ["a"]
+    pending.answered("shell", (b"client",), "a")
+    pending.answered("shell", (b"client",), "question")
+    assert [(cell.request.id, cell.since) for cell in pending.running] == [("b", 1)]
+    pending.answered("shell", (b"client",), "c")
+    pending.answered("shell", (b"client",), "b")
+    assert watcher.seen == ["+a", "-a", "+b", "-b"]
+    assert not len(pending)
+
+
+def test_each_subshell_has_a_running_cell_of_its_own() -> None:
+    pending, watcher = watched()
+    pending.asked(request("main"))
+    pending.asked(dataclasses.replace(request("sub"), subshell="1"))
+    pending.asked(dataclasses.replace(request("later"), subshell="1"))
+    assert watcher.seen == ["+main", "+sub"]
+    pending.answered("shell", (b"client",), "sub")
+    assert watcher.seen[2:] == ["-sub", "+later"]
+
+
+def test_what_is_forgotten_has_ended() -> None:
+    pending, watcher = watched()
+    pending.asked(request("a"))
+    pending.asked(request("b"))
+    pending.forget()
+    assert watcher.seen == ["+a", "-a"]
+    pending.asked(request("c"))
+    assert watcher.seen[2:] == ["+c"]
+
+
+def test_a_running_cell_gets_an_error_and_a_reply_and_other_requests_no_error() -> None:
+    pending = PendingRequests(3, lambda: 100.0)
     pending.asked(request("cell"))
+    pending.asked(request("queued"))
     pending.asked(request("question", "complete_request", b"other"))
     session = Session(key=b"key")
     told = []
-    for channel, frames in death.report(pending, "It is over.", Author(Signer(b"key", "hmac-sha256")), True):
+    death = Death("KernelCrashed", "It is over.")
+    for channel, frames in death_report(pending, death, Author(Signer(b"key", "hmac-sha256")), 107.0):
         identities, rest = session.feed_identities(list(frames))
         message = session.deserialize(rest)
-        told.append((channel, message["msg_type"], message["parent_header"]["msg_id"]))
+        asked = message["parent_header"]["msg_id"]
+        told.append((channel, message["msg_type"], asked, message["content"].get("status", "")))
         if channel == "shell":
-            assert identities == [b"client" if message["parent_header"]["msg_id"] == "cell" else b"other"]
-            assert message["content"]["status"] == "error"
-            assert message["content"]["traceback"] == ["It is over."]
+            assert identities == [b"other" if asked == "question" else b"client"]
+        if asked == "cell" and channel == "shell":
+            assert message["content"]["evalue"] == "It is over."
+            assert message["metadata"]["sandbox_kernel"]["cell_seconds"] == 7
     assert told == [
-        ("iopub", "error", "cell"),
-        ("shell", "execute_reply", "cell"),
-        ("iopub", "status", "cell"),
-        ("shell", "complete_reply", "question"),
-        ("iopub", "status", "question"),
+        ("iopub", "error", "cell", ""),
+        ("shell", "execute_reply", "cell", "error"),
+        ("iopub", "status", "cell", ""),
+        ("shell", "execute_reply", "queued", "aborted"),
+        ("iopub", "status", "queued", ""),
+        ("shell", "complete_reply", "question", "error"),
+        ("iopub", "status", "question", ""),
     ]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sandbox_kernel.errors import GuestProtocolError
 from sandbox_kernel.relay import zmtp
-from sandbox_kernel.relay.zmtp import Bounds, Frame, Reader
+from sandbox_kernel.relay.zmtp import Bounds, Frame, LeftOut, Reader
 
 PREAMBLE = zmtp.greeting() + zmtp.ready("ROUTER", b"")
 
@@ -23,8 +23,8 @@ def reader(bytes_: int = 1 << 20, frames: int = 100) -> Reader:
 
 
 def feed(target: Reader, data: bytes, most: int = 1 << 30) -> list[list[bytes]]:
-    """Gives `data` to a reader, at most `most` bytes at a time."""
-    got: list[list[Frame]] = []
+    """Gives `data` to a reader, at most `most` bytes a time; of what is left out, its beginning and size."""
+    got: list[list[Frame] | LeftOut] = []
     rest = memoryview(data)
     while rest:
         space = target.space()
@@ -33,7 +33,12 @@ def feed(target: Reader, data: bytes, most: int = 1 << 30) -> list[list[bytes]]:
         space[:count] = rest[:count]
         rest = rest[count:]
         got += target.received(count)
-    return [[bytes(frame) for frame in message] for message in got]
+    return [
+        [*map(bytes, message.frames), str(message.size).encode()]
+        if isinstance(message, LeftOut)
+        else [bytes(frame) for frame in message]
+        for message in got
+    ]
 
 
 def wire(message: list[bytes]) -> bytes:
@@ -75,11 +80,32 @@ def test_nothing_but_a_protocol_error_comes_out_of_arbitrary_bytes(
         assert "channel shell" in str(error)
 
 
-@pytest.mark.parametrize("length", [1 << 20, 1 << 40, (1 << 64) - 1])
-def test_a_length_over_the_bound_is_refused_by_its_head(length: int) -> None:
-    target = reader(bytes_=(1 << 20) - 1)
-    with pytest.raises(GuestProtocolError, match="more than 1048575 bytes"):
-        feed(target, PREAMBLE + b"\x02" + length.to_bytes(8, "big"))
+@pytest.mark.parametrize("length", [(1 << 24) + 1, 1 << 40, (1 << 64) - 1])
+def test_a_length_far_over_the_bound_is_refused_by_its_head(length: int) -> None:
+    with pytest.raises(GuestProtocolError, match="more than 16777216 bytes"):
+        feed(reader(), PREAMBLE + b"\x02" + length.to_bytes(8, "big"))
+
+
+@pytest.mark.parametrize("most", [997, 4096, 1 << 30])
+@pytest.mark.parametrize("after", [0, 2], ids=["last", "in the middle"])
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_what_is_too_large_is_left_out_and_what_follows_is_taken(before: int, after: int, most: int) -> None:
+    beginning, end = [b"x", bytes(40_000)][:before], [b"", bytes(40_000)][:after]
+    large = [*beginning, bytes(100_001), *end]
+    got = feed(reader(bytes_=100_000), PREAMBLE + wire(large) + wire([b"next"]), most)
+    assert [len(frame) for frame in got[0][:-1]] == [len(frame) for frame in beginning]
+    assert int(got[0][-1]) == sum(map(len, large))
+    assert got[1:] == [[b"next"]]
+
+
+def test_a_message_that_is_left_out_takes_no_memory() -> None:
+    before = resident()
+    target = reader(bytes_=100 << 20)
+    feed(target, PREAMBLE + b"\x03" + (90 << 20).to_bytes(8, "big") + bytes(1000))
+    target = reader(bytes_=10 << 20)
+    feed(target, PREAMBLE + b"\x02" + (150 << 20).to_bytes(8, "big") + bytes(1000))
+    assert len(target.space()) <= 1 << 16
+    assert resident() - before < 20 << 20
 
 
 def test_a_message_of_exactly_the_bound_is_taken() -> None:
@@ -90,8 +116,7 @@ def test_a_message_of_exactly_the_bound_is_taken() -> None:
 def test_frames_are_summed_up_over_a_message_and_forgotten_after_it() -> None:
     message = [bytes(1 << 19), bytes(1 << 19)]
     assert feed(reader(), PREAMBLE + wire(message) * 3) == [message] * 3
-    with pytest.raises(GuestProtocolError, match="bytes"):
-        feed(reader(), PREAMBLE + wire([*message, b"x"]))
+    assert feed(reader(), PREAMBLE + wire([*message, b"x"])) == [[*message, b"1048577"]]
 
 
 def test_more_frames_than_the_bound_are_refused() -> None:

@@ -264,3 +264,23 @@ async def test_a_crashed_kernel_is_restarted_by_the_server(kernel_of_server: tup
         async with asyncio.timeout(READY):
             while json.loads(await socket.recv())["msg_type"] != "kernel_info_reply":
                 pass
+
+
+async def test_the_panel_of_jupyter_resource_usage_shows_the_vms_figures(
+    kernel_of_server: tuple[Server, str],
+) -> None:
+    server, kernel = kernel_of_server
+    async with server.socket(kernel) as socket:
+        content = {"code": "hog = b'x' * (80 << 20)", "silent": False, "store_history": True}
+        await socket.send(server.message("execute_request", content))
+        async with asyncio.timeout(READY):
+            while json.loads(await socket.recv())["msg_type"] != "execute_reply":
+                pass
+        told = await server.request("GET", f"/api/metrics/v1/kernel_usage/get_usage/{kernel}")
+    figures = told["content"]
+    assert figures["hostname"] == "sandbox"
+    mib = 1 << 20
+    assert 100 * mib < figures["kernel_memory"] < 400 * mib
+    # The VM's memory and processors, not the host's.
+    assert 800 * mib < figures["host_virtual_memory"]["total"] < 1024 * mib
+    assert figures["cpu_count"] == 1
