@@ -17,6 +17,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +25,10 @@ from unittest import mock
 
 import zmq
 
+from sandbox_kernel.death import Death
 from sandbox_kernel.errors import GuestProtocolError
 from sandbox_kernel.relay import client as client_module
+from sandbox_kernel.relay import death as death_module
 from sandbox_kernel.relay import message, zmtp
 from sandbox_kernel.relay import relay as relay_module
 from sandbox_kernel.relay.client import ClientSocket
@@ -52,6 +55,7 @@ LIMITS = RelayLimits(
     stall=1.0,
     requests=4,
 )
+MORE_LIMITS = (LIMITS, replace(LIMITS, output_bytes=2500), replace(LIMITS, message_rate=10.0))
 KEY = b"key"
 SIGNER = Signer(KEY, "hmac-sha256")
 CLIENTS = (b"c0", b"c1")
@@ -207,12 +211,15 @@ class Session:
         self.script = script
         self.loop = loop
         self.asked = 0
+        begin = script.number()
         relay = self.relay = Strict(LIMITS)
+        relay.notice = "A notice." if begin & 16 else ""
+        relay.limit(MORE_LIMITS[begin // 4 % len(MORE_LIMITS)])
         relay._sockets = ALL.sockets
         relay._signer = SIGNER
         relay._author = Author(SIGNER, "session")
         self.transports: dict[str, Transport] = {}
-        shaken = script.below(4) != 3
+        shaken = begin % 4 != 3
         for name in GUEST_CHANNELS:
             channel = relay._guest_channel(name)
             relay._guest[name] = channel
@@ -243,12 +250,10 @@ class Session:
         frames = [self._identity() for _ in range(script.below(6) if shape == 15 else 1)]
         frames.append(b"<IDS|MSX>" if shape == 14 else DELIMITER)
         kind = KINDS[script.below(len(KINDS))]
-        frames.append(b"signature")
         header = {"msg_id": "x", "msg_type": kind, "pad": "p" * (400 if shape == 13 else 0)}
-        frames.append(json.dumps(header).encode())
-        frames.append(json.dumps({"msg_id": f"m{script.below(6)}"}).encode())
-        frames.append(b"{}")
-        frames.append(json.dumps({"execution_count": script.number()}).encode())
+        parts = [json.dumps(header).encode(), json.dumps({"msg_id": f"m{script.below(6)}"}).encode(), b"{}"]
+        parts.append(json.dumps({"execution_count": script.number(), "text": "t" * 300}).encode())
+        frames += [SIGNER.sign(parts) if shape < 8 else b"signature", *parts]
         if shape == 12:
             del frames[script.below(len(frames)) :]
             frames.append(b"")
@@ -345,7 +350,8 @@ class Session:
         assert relay.unanswered <= LIMITS.requests
         for channel in relay._guest.values():
             reader = channel._reader
-            assert sum(map(len, reader._frames)) == reader._size <= LARGEST
+            assert sum(map(len, reader._frames)) <= LARGEST
+            assert reader._size <= LARGEST * zmtp._FAULT
             assert len(reader._frames) <= LIMITS.message_frames
         for sock in ALL.sockets.values():
             # What was read at once may have some more messages than the one that was too much.
@@ -363,12 +369,22 @@ class Session:
         self.read()
         relay._guest = {}
         relay._forwarding = True
-        open_ = list(relay._pending)
+        open_: list[Any] = []
         sent: list[tuple[str, list[Any]]] = []
-        with mock.patch.object(
-            ClientSocket, "send", lambda sock, frames: sent.append((sock._channel, frames))
+        written = death_module.report
+
+        def report_all(unanswered: Any, *rest: Any) -> Any:
+            open_.extend(unanswered)
+            return written(open_, *rest)
+
+        with (
+            mock.patch.object(death_module, "report", report_all),
+            mock.patch.object(
+                ClientSocket, "send", lambda sock, frames: sent.append((sock._channel, frames))
+            ),
         ):
-            report = relay.report_death("It is dead.", bool(self.script.below(2)))
+            death = Death("KernelDied", "It is dead.", by_user_code=bool(self.script.below(2)))
+            report = relay.report_death(death)
             try:
                 report.send(None)
             except StopIteration:
@@ -437,7 +453,8 @@ def seeds() -> Iterator[bytes]:
     iopub = GUEST_CHANNELS.index("iopub")
     shell = GUEST_CHANNELS.index("shell")
     asked = write(ask, 0, 0, 1, 0, 100, 0, turn)
-    for begin in (write(0, 0), write(0, 3)):
+    for first, second in ((0, 0), (0, 3), (4, 0), (8, 0), (16, 0), (20, 0)):
+        begin = write(first, second)
         yield (
             begin
             + asked

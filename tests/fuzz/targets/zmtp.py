@@ -102,7 +102,11 @@ def _padding(script: Script, largest: int) -> bytes:
 STEPS = (_anything, _greeting, _ready, _frame, _head, _padding, _forged_greeting, _properties)
 
 
-def read(reader: Reader, piece: bytes) -> Iterator[list[bytes]]:
+Said = tuple[list[bytes], int]
+"""A message and its bytes, which are more than it has when it was left out."""
+
+
+def read(reader: Reader, piece: bytes) -> Iterator[Said]:
     """Gives a reader a piece, as much at once as it takes."""
     at, end = 0, len(piece)
     while at < end:
@@ -116,14 +120,22 @@ def read(reader: Reader, piece: bytes) -> Iterator[list[bytes]]:
             space[:] = piece[at : at + count]
         at += count
         for message in reader.received(count):
-            yield [bytes(frame) for frame in message]
+            if isinstance(message, zmtp.LeftOut):
+                assert sum(map(len, message.frames)) < message.size
+                yield [bytes(frame) for frame in message.frames], message.size
+            else:
+                yield [bytes(frame) for frame in message], sum(map(len, message))
 
 
 def check(reader: Reader, bounds: Bounds) -> None:
     """What a reader keeps is within its bounds."""
     held = sum(map(len, reader._frames))
-    assert held == reader._size <= bounds.bytes
-    assert len(reader._frames) <= bounds.frames
+    assert held <= bounds.bytes
+    if reader._leaves_out:
+        assert held <= reader._size <= bounds.bytes * zmtp._FAULT
+    else:
+        assert held == reader._size and len(reader._frames) == reader._number
+    assert len(reader._frames) <= reader._number <= bounds.frames
     assert 0 <= reader._start <= reader._end <= len(reader._buffer) == zmtp._BUFFER
     if reader._large is not None:
         assert held + len(reader._large) <= bounds.bytes
@@ -131,10 +143,11 @@ def check(reader: Reader, bounds: Bounds) -> None:
     assert reader.greeted or not reader.ready
 
 
-def simply(stream: bytes, bounds: Bounds) -> tuple[list[list[bytes]], bool]:
+def simply(stream: bytes, bounds: Bounds) -> tuple[list[Said], bool]:
     """What a stream has, and whether it ends by a violation: RFC 23 with the reader's bounds, at once."""
-    messages: list[list[bytes]] = []
+    messages: list[Said] = []
     frames: list[bytes] = []
+    number = total = 0
     if len(stream) < 64:
         return messages, False
     if stream[0] != 0xFF or stream[9] != 0x7F or stream[10] < 3 or stream[12:32] != MECHANISM:
@@ -147,10 +160,10 @@ def simply(stream: bytes, bounds: Bounds) -> tuple[list[list[bytes]], bool]:
             break
         length = int.from_bytes(stream[at + 1 : at + 1 + size], "big")
         command, more = flags & 4, flags & 1
-        if flags > 7 or (command and more) or (command and (length > zmtp._COMMAND_BYTES or frames)):
+        if flags > 7 or (command and more) or (command and (length > zmtp._COMMAND_BYTES or number)):
             return messages, True
         if not command and (
-            not ready or sum(map(len, frames)) + length > bounds.bytes or len(frames) >= bounds.frames
+            not ready or total + length > bounds.bytes * zmtp._FAULT or number >= bounds.frames
         ):
             return messages, True
         body = stream[at + 1 + size : at + 1 + size + length]
@@ -158,10 +171,12 @@ def simply(stream: bytes, bounds: Bounds) -> tuple[list[list[bytes]], bool]:
             break
         at += 1 + size + length
         if not command:
-            frames.append(body)
+            number, total = number + 1, total + length
+            if total <= bounds.bytes:
+                frames.append(body)
             if not more:
-                messages.append(frames)
-                frames = []
+                messages.append((frames, total))
+                frames, number, total = [], 0, 0
         elif not ready:
             if _peer(body) not in PEERS:
                 return messages, True
@@ -199,7 +214,7 @@ def _run(data: bytes) -> None:
 def _compare(script: Script, bounds: Bounds, largest: int) -> None:
     reader = Reader("shell", PEERS, bounds)
     sent = bytearray()
-    messages: list[list[bytes]] = []
+    messages: list[Said] = []
     broken = False
     try:
         for piece in stream(script, largest):
@@ -211,13 +226,14 @@ def _compare(script: Script, bounds: Bounds, largest: int) -> None:
         broken = True
     expected, wrong = simply(bytes(sent), bounds)
     assert messages == expected[: len(messages)]
-    for message in messages:
-        assert len(message) <= bounds.frames and sum(map(len, message)) <= bounds.bytes
+    for frames, size in messages:
+        assert len(frames) <= bounds.frames and sum(map(len, frames)) <= bounds.bytes
+        assert size <= bounds.bytes * zmtp._FAULT
     assert broken == wrong, "one reader takes what the other refuses"
     if broken:
         return
     assert len(messages) == len(expected)
-    _returns(messages, bounds)
+    _returns([frames for frames, size in messages if size <= bounds.bytes], bounds)
 
 
 def _returns(messages: list[list[bytes]], bounds: Bounds) -> None:
@@ -228,7 +244,7 @@ def _returns(messages: list[list[bytes]], bounds: Bounds) -> None:
     pieces = [GREETING, zmtp.ready("ROUTER", b"")]
     for message in messages:
         pieces += zmtp.encode(message)
-    assert list(read(reader, b"".join(pieces))) == messages
+    assert [frames for frames, _ in read(reader, b"".join(pieces))] == messages
 
 
 @contextmanager
@@ -268,6 +284,12 @@ def seeds() -> Iterator[bytes]:
             yield begin + write(*(frame, 1, 0, 0) * 50)
             yield begin + write(frame, 4, 10, 3, frame, 6, 100, 0, frame, 0, 1, 0)
             yield begin + write(head, 2, (1 << 64) - 1, 0)
+            yield begin + write(frame, 1, 3, 0, frame, 1, 1100, how, 9, 9, frame, 1, 0, 0, frame, 0, 7, 0)
+            yield begin + write(frame, 1, 3100, 0, frame, 4, 3, 0)
+            yield begin + write(*(frame, 1, 900, 0) * 8, frame, 0, 2, 0)
+            for most in BOUNDS:
+                yield begin + write(head, 2, most.bytes * 16, 0) + write(padding, 900, 1, 7) * 3
+                yield begin + write(head, 2, most.bytes * 16 + 1, 0)
             yield begin + write(*(frame, 0, 290, 0) * 5)
     begin = write(AS_IT_IS, greeting, 0, ready, 0, 0, 0)
     yield begin + write(frame, 1, 60_000, 0, frame, 0, 32_767, 0, frame, 0, 32_768, 1, 7)
