@@ -26,6 +26,7 @@ import zmq
 
 from sandbox_kernel.errors import GuestProtocolError
 from sandbox_kernel.relay import client as client_module
+from sandbox_kernel.relay import death as death_module
 from sandbox_kernel.relay import message, zmtp
 from sandbox_kernel.relay import relay as relay_module
 from sandbox_kernel.relay.client import ClientSocket
@@ -363,10 +364,19 @@ class Session:
         self.read()
         relay._guest = {}
         relay._forwarding = True
-        open_ = list(relay._pending)
+        open_: list[Any] = []
         sent: list[tuple[str, list[Any]]] = []
-        with mock.patch.object(
-            ClientSocket, "send", lambda sock, frames: sent.append((sock._channel, frames))
+        written = death_module.report
+
+        def report_all(unanswered: Any, *rest: Any) -> Any:
+            open_.extend(unanswered)
+            return written(open_, *rest)
+
+        with (
+            mock.patch.object(death_module, "report", report_all),
+            mock.patch.object(
+                ClientSocket, "send", lambda sock, frames: sent.append((sock._channel, frames))
+            ),
         ):
             report = relay.report_death("It is dead.", bool(self.script.below(2)))
             try:
