@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+FUZZ_SECONDS ?= 60
 APT := DEBIAN_FRONTEND=noninteractive apt-get
 
 .PHONY: help env setup demo test lint unit vm conformance bench fuzz lab lab-tools lab-smoke \
@@ -13,7 +14,7 @@ help:
 	@echo "make test         everything CI runs: lint, types, layers, unit, VM, quick conformance, the lab's smoke set"
 	@echo "make conformance  the suites of Jupyter's own projects against the micro-VM"
 	@echo "make bench        plain ipykernel and the micro-VM side by side, and how many fit (15 minutes)"
-	@echo "make fuzz         long property runs of what parses a guest's bytes"
+	@echo "make fuzz         long property runs, and a coverage-guided fuzzer, of what parses a guest's bytes"
 	@echo "make lab          the tests of VMs with KVM and the kernel's vsock, in an emulated machine that has both"
 	@echo "make lab-shell    a shell in there; lab-smoke, lab-versions, lab-bench: see README"
 
@@ -62,6 +63,7 @@ bench: setup
 
 fuzz: env
 	$(BIN)/python -m pytest -m fuzz tests/fuzz
+	$(BIN)/python -m tests.fuzz all --seconds $(FUZZ_SECONDS)
 
 lab-tools: setup
 	@command -v faketime >/dev/null || { [ "$$(id -u)" = 0 ] && \

@@ -69,7 +69,8 @@ class Operations:
         except OSError as error:
             where = f": {error.filename}" if error.filename else ""
             raise Refused("failed", f"{op}: {error.strerror or error}{where}") from error
-        except ValueError as error:
+        except (ValueError, OverflowError, RecursionError) as error:
+            # A time that no clock has, nesting that can be read but not written to a file.
             raise Refused("malformed", f"{op}: {error}") from error
         except MemoryError as error:
             raise Refused("failed", f"{op}: the agent has no memory left") from error

@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 from sandbox_kernel.errors import GuestProtocolError
 from sandbox_kernel.vhost_user.protocol import RingAddresses
 from sandbox_kernel.virtio.memory import GuestMemory
 from sandbox_kernel.virtio.queue import SplitQueue, check_size
+
+_EVENTFD: Final = "anon_inode:[eventfd]"
+"""What /proc calls an eventfd. Files with a path begin with a slash, whatever their owner has named them."""
 
 
 class Ring:
@@ -126,7 +130,7 @@ def _replace(old: int, new: int) -> int:
     """Close `old` once `new` is known to be an eventfd and cannot block; otherwise close `new`."""
     if new >= 0:
         try:
-            if "eventfd" not in str(Path(f"/proc/self/fd/{new}").readlink()):
+            if str(Path(f"/proc/self/fd/{new}").readlink()) != _EVENTFD:
                 raise GuestProtocolError("a virtqueue's kick or call is not an eventfd")
             os.set_blocking(new, False)
         except BaseException:

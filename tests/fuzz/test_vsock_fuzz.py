@@ -181,7 +181,8 @@ STEPS = st.one_of(
 
 def run(steps: list[tuple[Any, ...]]) -> None:
     """One run; any exception but the defined one is a finding."""
-    logging.getLogger("sandbox_kernel.vsock").setLevel(logging.CRITICAL)
+    log = logging.getLogger("sandbox_kernel.vsock")
+    log.setLevel(logging.CRITICAL)
     victim = Victim()
     try:
         for step in steps:
@@ -191,6 +192,7 @@ def run(steps: list[tuple[Any, ...]]) -> None:
         pass
     finally:
         victim.close()
+        log.setLevel(logging.NOTSET)  # other tests look at what is logged
 
 
 SUPPRESSED = [HealthCheck.too_slow, HealthCheck.data_too_large]

@@ -417,3 +417,24 @@ def ends(pid: int) -> bool:
                 continue
         return True
     return False
+
+
+def test_a_clock_beyond_all_time_is_refused_and_the_agent_goes_on(agent: Agent) -> None:
+    for _ in range(MAX_CONNECTIONS + 1):
+        reply, _ = agent.ask("configure", step=2**63 - 1)
+        assert reply["error"] == "malformed"
+    assert agent.ask("hello")[0]["ok"] is True
+
+
+def test_nesting_that_can_be_read_but_not_written_again_is_refused_and_the_agent_goes_on(
+    agent: Agent,
+) -> None:
+    """The connection file is written from deeper in the agent than the request was read."""
+    for depth in range(975, 1000):
+        nested = "[" * depth + "]" * depth
+        body = f'{{"op":"start","argv":["/no/such"],"connection":{{"k":{nested}}}}}'.encode()
+        for _ in range(MAX_CONNECTIONS + 1):
+            with agent.connect() as connection:
+                connection.sendall(HEADER.pack(b"SKA", 1, len(body), 0) + body)
+                connection.recv(1)
+    assert agent.ask("hello")[0]["ok"] is True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import struct
 
 import pytest
@@ -107,6 +108,16 @@ async def test_files_that_a_message_does_not_need_are_closed() -> None:
 async def test_a_doorbell_that_is_no_eventfd_ends_the_vm() -> None:
     async with running() as (host, guest):
         guest.request(13, struct.pack("<Q", 0), [guest.file])
+        await fails(host, "not an eventfd")
+
+
+@pytest.mark.parametrize("request_number", [12, 13])
+async def test_a_doorbell_that_only_has_an_eventfds_name_ends_the_vm(request_number: int) -> None:
+    """epoll refuses such a file, and a write to it may fail in ways that a doorbell's does not."""
+    async with running() as (host, guest):
+        file = os.memfd_create("anon_inode:[eventfd]", os.MFD_CLOEXEC)
+        guest.request(request_number, struct.pack("<Q", 0), [file])
+        os.close(file)
         await fails(host, "not an eventfd")
 
 
