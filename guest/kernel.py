@@ -16,18 +16,16 @@ iopub waits for the relay, its one subscriber, instead of dropping what the rela
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import functools
 import json
 import os
 import runpy
+import signal
 import socket
 import sys
 from typing import Any
 
-_SIGINT, _SIG_BLOCK, _SIG_UNBLOCK, _SIGSET = 2, 0, 1, 128
-"""signal(7), bits/sigaction.h and bits/types/__sigset_t.h of x86-64."""
 _OWN = os.path.dirname(os.path.abspath(__file__))
 _listeners: dict[str, socket.socket] = {}
 """Kept for the life of the process: libzmq uses the descriptors, these objects own them."""
@@ -64,18 +62,22 @@ def take_listeners() -> None:
 def keep_interrupts() -> None:
     """Has an interrupt wait while the process forks.
 
-    Python's hooks around a fork print what is raised in them, and go on: an interrupt that falls into one is
-    lost, and code that does nothing but fork spends most of its time there. Registered last, these two run
-    around all others; being no Python functions, they do not raise what they let in.
+    Hooks around a fork, and its warning about threads, print what is raised in them, and Python goes on: an
+    interrupt that falls there is lost, and code that does nothing but fork spends most of its time there.
     """
-    libc = ctypes.CDLL(None)
-    mask = ctypes.create_string_buffer(_SIGSET)
-    libc.sigemptyset(mask)
-    libc.sigaddset(mask, _SIGINT)
-    block, unblock = (
-        functools.partial(libc.pthread_sigmask, how, mask, None) for how in (_SIG_BLOCK, _SIG_UNBLOCK)
-    )
-    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=unblock)
+
+    def keeping(fork: Any) -> Any:
+        @functools.wraps(fork)
+        def wrapper() -> Any:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                return fork()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+        return wrapper
+
+    os.fork, os.forkpty = keeping(os.fork), keeping(os.forkpty)
 
 
 def end_copies() -> None:

@@ -12,6 +12,8 @@ read: each write is an edge, and a read might block if the front-end plays with 
 from __future__ import annotations
 
 import os
+import select
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -108,12 +110,15 @@ class Ring:
 
     def interrupt(self) -> None:
         """Tell the driver that chains were returned."""
-        if self._call >= 0:
-            try:
+        if self._call < 0:
+            return
+        # The front-end shares the file, may have cleared O_NONBLOCK and filled the counter; a write that waits
+        # for it would wait for ever. (It may still do so between these two lines: see SECURITY.md.)
+        room = select.poll()
+        room.register(self._call, select.POLLOUT)
+        if room.poll(0):
+            with suppress(BlockingIOError):
                 os.eventfd_write(self._call, 1)
-            except BlockingIOError:
-                # The counter is full: the driver has been told often enough.
-                pass
 
     def close(self) -> None:
         """Close what is held, without touching the guest's memory any more. Idempotent."""

@@ -24,6 +24,18 @@ USER = 0x7000_0000
 PROTOCOL_FEATURES = 1 << 0 | 1 << 3 | 1 << 9
 
 
+def test_a_doorbell_that_is_full_and_would_block_is_not_waited_for() -> None:
+    ring, theirs = Ring(0, 4096), os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    ring.set_call(os.dup(theirs))
+    ring.interrupt()
+    assert os.eventfd_read(theirs) == 1
+    os.eventfd_write(theirs, 2**64 - 2)
+    os.set_blocking(theirs, True)
+    ring.interrupt()
+    ring.close()
+    os.close(theirs)
+
+
 class Recorder:
     """Whoever moves data; here it only notes which rings run."""
 
