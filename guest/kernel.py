@@ -24,6 +24,7 @@ import runpy
 import signal
 import socket
 import sys
+import threading
 from typing import Any
 
 _OWN = os.path.dirname(os.path.abspath(__file__))
@@ -69,11 +70,17 @@ def keep_interrupts() -> None:
     def keeping(fork: Any) -> Any:
         @functools.wraps(fork)
         def wrapper() -> Any:
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            handler = signal.getsignal(signal.SIGINT)
+            if not callable(handler) or threading.current_thread() is not threading.main_thread():
+                return fork()
+            late: list[Any] = []
+            signal.signal(signal.SIGINT, lambda *arguments: late.append(arguments))
             try:
                 return fork()
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                signal.signal(signal.SIGINT, handler)
+                if late:
+                    handler(*late[0])
 
         return wrapper
 

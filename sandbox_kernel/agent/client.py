@@ -83,6 +83,11 @@ class AgentClient:
         self._turn = asyncio.Lock()
         self._broken = False
 
+    @property
+    def usable(self) -> bool:
+        """Whether further calls can be made."""
+        return not self._broken
+
     async def call(
         self, op: str, payload: bytes = b"", timeout: float | None = CALL_TIMEOUT, **fields: object
     ) -> tuple[dict[str, object], bytes]:

@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 _POLL = 0.05
 _POLL_RESTORED = 0.002
 _ATTEMPT = 5.0
+_PANIC = "Kernel panic - not syncing"
+"""Linux' words (kernel/panic.c); it then reboots at once, which is all that QEMU sees."""
 _SEEN = 1.0
 """Seconds until QEMU's end is seen after the streams to its guest have broken."""
 
@@ -68,6 +70,9 @@ class Machine:
         self.on_trouble: Callable[[str], None] = log.warning
         """Told, in a sentence, what went wrong on the host and did not end the VM."""
         self._told_of_disk = False
+
+    agent: AgentClient
+    """Set by `start`."""
 
     @property
     def restored(self) -> bool:
@@ -135,6 +140,22 @@ class Machine:
             return read, sum(int(device["stats"]["wr_bytes"]) for device in devices)
         except (QMPError, EOFError, LookupError, TypeError, ValueError) as error:
             raise GuestError(f"QEMU does not tell what its disks did ({error}).") from error
+
+    async def reachable_agent(self) -> AgentClient:
+        """The agent, over a new connection where the last one is of no more use, as after a call in vain.
+
+        Raises:
+            GuestError: it cannot be connected to.
+        """
+        if not self.agent.usable:
+            try:
+                self.agent = await self.connect_agent()
+            except OSError as error:
+                raise GuestError(
+                    f"The VM's agent cannot be reached ({error}); restart the kernel."
+                ) from error
+            self._stack.push_async_callback(self.agent.aclose)
+        return self.agent
 
     async def cause_of(self, error: SandboxKernelError) -> SandboxKernelError:
         """Why a call to the guest failed: `error`, or the VM's own end.
@@ -258,7 +279,8 @@ class Machine:
                     self._on_disk_error(data)
                     continue
                 reason = str(data.get("reason", ""))[:40]
-                if event["event"] == "GUEST_PANICKED" or reason == "guest-panic":
+                panicked = event["event"] == "GUEST_PANICKED" or reason == "guest-panic"
+                if panicked or self._vmm.console.said(_PANIC):
                     self._end(GuestPanicked(f"The VM's Linux panicked ({self._evidence()})."))
                 else:
                     self._end(GuestPoweredOff(f"The VM powered off ({self._evidence()})."))

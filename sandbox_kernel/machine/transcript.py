@@ -48,6 +48,12 @@ class Transcript:
         self._announce()
         await event.wait()
 
+    def said(self, text: str) -> bool:
+        """Whether `text` stands in the last lines, those that wait to be read among them."""
+        if self._fd >= 0:
+            self._read()
+        return text.encode() in self._tail
+
     def last_lines(self, count: int = 5) -> str:
         """The last non-empty lines, printable characters only, joined by ` | `; empty when there are none."""
         text = self._tail.decode("utf-8", "replace")

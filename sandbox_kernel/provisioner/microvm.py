@@ -191,7 +191,13 @@ class MicroVMProvisioner(KernelProvisionerBase):
             return
         if signum == signal.SIGKILL:
             self._end_is_wanted()
-        await in_thread(self._handle.signal, int(signum))
+        try:
+            await in_thread(self._handle.signal, int(signum))
+        except GuestError as error:
+            # A manager that shuts down, or restarts, interrupts first; what does not take that is killed.
+            if not self._manager.shutting_down:
+                raise
+            self.log.warning("The kernel was not interrupted: %s", error)
 
     async def kill(self, restart: bool = False) -> None:
         """Ends the VM at once."""

@@ -179,7 +179,7 @@ class Supervisor:
             self._relay.hasten()
         try:
             async with asyncio.timeout(_SIGNAL):
-                return await self._machine.agent.signal(number)
+                return await (await self._machine.reachable_agent()).signal(number)
         except GuestProtocolError as error:
             self._on_machine_ended(error)
             raise
@@ -236,7 +236,7 @@ class Supervisor:
         if self._connecting is not None:
             await asyncio.wait((self._connecting,), timeout=_SIGNAL)
         try:
-            status = await self._machine.agent.status()
+            status = await (await self._machine.reachable_agent()).status()
         except GuestProtocolError as error:
             self._on_machine_ended(error)
             raise

@@ -112,8 +112,8 @@ class Ring:
         """Tell the driver that chains were returned."""
         if self._call < 0:
             return
-        # The front-end shares the file, may have cleared O_NONBLOCK and filled the counter; a write that waits
-        # for it would wait for ever. (It may still do so between these two lines: see SECURITY.md.)
+        # The front-end shares the file, may have cleared O_NONBLOCK and filled the counter; a write that
+        # waits for it would wait for ever. (It may still do so between these two lines: see SECURITY.md.)
         room = select.poll()
         room.register(self._call, select.POLLOUT)
         if room.poll(0):

@@ -129,7 +129,14 @@ def test_a_guest_that_was_taken_over_dies_alone(
 
 
 LIES = re.findall(r'^        "(.*?)":', image.LIES, re.MULTILINE)
-HARMLESS = {"a refusal with a terminal's commands", "silence", "half an answer"}
+HARMLESS = {
+    "a refusal with a terminal's commands": 2,
+    "silence": 2,
+    "half an answer": 2,
+    # The second one is taken for the next call's: of the same kind, from the same liar.
+    "two answers": 0,
+}
+"""Lies within the protocol, and how many of two interrupts fail over them."""
 
 
 @pytest.fixture
@@ -160,8 +167,8 @@ def test_an_agent_that_lies_costs_its_vm_or_nothing(liar: Kernel, lie: str) -> N
             except GuestError as error:
                 errors.append(str(error))
     if lie in HARMLESS:
-        assert errors
-        assert all(error.isprintable() and error.endswith(".") for error in errors)
+        assert len(errors) == HARMLESS[lie]
+        assert all(error.isprintable() for error in errors)
         assert liar.manager.is_alive()
     else:
         assert cell.follow(time.monotonic() + READY)

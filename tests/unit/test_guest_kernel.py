@@ -152,6 +152,75 @@ async def test_an_interrupt_reaches_the_cell(agent: Agent, client: AgentClient, 
         kernel.stop_channels()
 
 
+FORKS = """
+import os, time
+os.register_at_fork(after_in_parent=lambda: time.sleep(0.5))
+print('on it', flush=True)
+while True:
+    child = os.fork()
+    if child == 0: os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+async def test_an_interrupt_that_falls_into_a_fork_is_not_lost(
+    agent: Agent, client: AgentClient, home: Path
+) -> None:
+    await client.start(ARGV, ENVIRONMENT, CONNECTION)
+    kernel = jupyter(agent, home)
+    try:
+        asked = kernel.execute(FORKS)
+        while kernel.get_iopub_msg(timeout=PATIENCE)["msg_type"] != "stream":
+            pass
+        assert await client.signal(signal.SIGINT) is True
+        while (reply := kernel.get_shell_msg(timeout=PATIENCE))["parent_header"]["msg_id"] != asked:
+            pass
+        assert reply["content"]["ename"] == "KeyboardInterrupt"
+    finally:
+        kernel.stop_channels()
+
+
+async def test_a_forked_copy_of_the_kernel_ends_with_its_cell(
+    agent: Agent, client: AgentClient, home: Path
+) -> None:
+    await client.start(ARGV, ENVIRONMENT, CONNECTION)
+    kernel = jupyter(agent, home)
+    try:
+        asked = kernel.execute("import os\nif child := os.fork(): print(os.waitpid(child, 0)[1], flush=True)")
+        while (message := kernel.get_iopub_msg(timeout=PATIENCE))["msg_type"] != "stream":
+            pass
+        while "Warning" in message["content"]["text"]:
+            message = kernel.get_iopub_msg(timeout=PATIENCE)
+        assert message["content"]["text"].strip() == "0"
+        while (reply := kernel.get_shell_msg(timeout=PATIENCE))["parent_header"]["msg_id"] != asked:
+            pass
+        assert reply["content"]["status"] == "ok"
+    finally:
+        kernel.stop_channels()
+
+
+async def test_the_stacks_of_a_kernel_are_told_while_it_computes_and_stopped_or_not(
+    agent: Agent, client: AgentClient, home: Path
+) -> None:
+    started = await client.start(ARGV, ENVIRONMENT, CONNECTION)
+    kernel = jupyter(agent, home)
+    try:
+        kernel.execute("def computes():\n    sum(range(10**15))\nprint('on it', flush=True)\ncomputes()")
+        while kernel.get_iopub_msg(timeout=PATIENCE)["msg_type"] != "stream":
+            pass
+        assert " in computes" in await client.stacks()
+        os.kill(started.pid, signal.SIGSTOP)
+        assert " in computes" in await client.stacks()
+    finally:
+        kernel.stop_channels()
+
+
+async def test_a_kernel_that_is_none_of_pythons_has_no_stacks(agent: Agent, client: AgentClient) -> None:
+    await client.start(["sleep", "600"], {}, CONNECTION)
+    assert await client.stacks() == ""
+    assert await client.signal(0) is True
+
+
 def test_a_kernels_connection_file_is_its_users_alone(agent: Agent) -> None:
     connection = CONNECTION | {"ip": "0.0.0.0", "shell_port": 80}
     assert agent.ask("start", argv=["sleep", "600"], env={}, connection=connection)[0]["ok"] is True
