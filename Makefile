@@ -6,7 +6,7 @@ BIN := .venv/bin
 FUZZ_SECONDS ?= 60
 APT := DEBIAN_FRONTEND=noninteractive apt-get
 
-.PHONY: help env setup demo test lint unit vm conformance bench fuzz lab lab-tools lab-smoke \
+.PHONY: help env setup demo test lint unit vm conformance bench fuzz adversarial lab lab-tools lab-smoke \
     lab-shell lab-versions lab-bench leftovers clean
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test         everything CI runs: lint, types, layers, unit, VM, quick conformance, the lab's smoke set"
 	@echo "make conformance  the suites of Jupyter's own projects against the micro-VM"
 	@echo "make bench        plain ipykernel and the micro-VM side by side, and how many fit (15 minutes)"
+	@echo "make adversarial  attacks from inside a VM, beside a neighbour (30 minutes); writes docs/limits.md's table"
 	@echo "make fuzz         long property runs, and a coverage-guided fuzzer, of what parses a guest's bytes"
 	@echo "make lab          the tests of VMs with KVM and the kernel's vsock, in an emulated machine that has both"
 	@echo "make lab-shell    a shell in there; lab-smoke, lab-versions, lab-bench: see README"
@@ -60,6 +61,10 @@ conformance: setup
 bench: setup
 	$(BIN)/python -m bench --trace
 	$(BIN)/python -m bench.density --picture docs/density.png
+
+# The table of docs/limits.md is what this has seen.
+adversarial: setup
+	$(BIN)/python -m pytest tests/adversarial --limits-table docs/limits.md
 
 fuzz: env
 	$(BIN)/python -m pytest -m fuzz tests/fuzz

@@ -18,7 +18,7 @@ import pytest
 from bench.__main__ import KERNELS
 from sandbox_kernel.image.store import ImageStore
 from sandbox_kernel.template.store import TemplateStore
-from tests.microvm import READY, until
+from tests.microvm import READY, microvm, until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -208,6 +208,13 @@ def show_pool(command: str, folder: Path) -> None:
     assert "No pool runs for this user; start one with `sandbox-kernel pool`." in done.stderr
 
 
+def show_vms(command: str, folder: Path) -> None:
+    with microvm() as kernel:
+        said = run(command, folder)
+        assert kernel.manager.provisioner.report["id"] in said
+        assert "CELLS" in said
+
+
 def write_unit(command: str, folder: Path) -> None:
     units = folder / ".config/systemd/user"
     units.mkdir(parents=True)
@@ -275,6 +282,8 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "sandbox-kernel pool --size": keep_pool,
     "sandbox-kernel pool status": show_pool,
     "sandbox-kernel pool unit": write_unit,
+    "sandbox-kernel ps": show_vms,
+    "sandbox-kernel stats": show_vms,
     "make bench": make_bench,
     "make lab": make_lab,
     "python -m bench --trace": bench,
