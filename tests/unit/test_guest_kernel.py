@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -85,6 +86,17 @@ def run(kernel: BlockingKernelClient, code: str) -> str:
     return "".join(printed).strip()
 
 
+def until_it_prints(kernel: BlockingKernelClient) -> None:
+    while kernel.get_iopub_msg(timeout=PATIENCE)["msg_type"] != "stream":
+        pass
+
+
+def reply_to(kernel: BlockingKernelClient, asked: str) -> Any:
+    while (reply := kernel.get_shell_msg(timeout=PATIENCE))["parent_header"]["msg_id"] != asked:
+        pass
+    return reply
+
+
 async def test_a_kernel_lives_through_the_agent_on_all_five_channels(
     agent: Agent, client: AgentClient, home: Path
 ) -> None:
@@ -117,8 +129,7 @@ async def test_a_kernel_lives_through_the_agent_on_all_five_channels(
         asked = kernel.execute("print(input('name? '))", allow_stdin=True)
         assert kernel.get_stdin_msg(timeout=PATIENCE)["content"]["prompt"] == "name? "
         kernel.input("Ada")
-        while (reply := kernel.get_shell_msg(timeout=PATIENCE))["parent_header"]["msg_id"] != asked:
-            pass
+        reply = reply_to(kernel, asked)
         assert reply["content"]["status"] == "ok"
 
         kernel.control_channel.send(kernel.session.msg("kernel_info_request"))
@@ -142,11 +153,9 @@ async def test_an_interrupt_reaches_the_cell(agent: Agent, client: AgentClient, 
     kernel = jupyter(agent, home)
     try:
         asked = kernel.execute("print('on it', flush=True)\nwhile True: pass")
-        while kernel.get_iopub_msg(timeout=PATIENCE)["msg_type"] != "stream":
-            pass
+        until_it_prints(kernel)
         assert await client.signal(signal.SIGINT) is True
-        while (reply := kernel.get_shell_msg(timeout=PATIENCE))["parent_header"]["msg_id"] != asked:
-            pass
+        reply = reply_to(kernel, asked)
         assert reply["content"]["ename"] == "KeyboardInterrupt"
     finally:
         kernel.stop_channels()
@@ -170,11 +179,9 @@ async def test_an_interrupt_that_falls_into_a_fork_is_not_lost(
     kernel = jupyter(agent, home)
     try:
         asked = kernel.execute(FORKS)
-        while kernel.get_iopub_msg(timeout=PATIENCE)["msg_type"] != "stream":
-            pass
+        until_it_prints(kernel)
         assert await client.signal(signal.SIGINT) is True
-        while (reply := kernel.get_shell_msg(timeout=PATIENCE))["parent_header"]["msg_id"] != asked:
-            pass
+        reply = reply_to(kernel, asked)
         assert reply["content"]["ename"] == "KeyboardInterrupt"
     finally:
         kernel.stop_channels()
@@ -192,8 +199,7 @@ async def test_a_forked_copy_of_the_kernel_ends_with_its_cell(
         while "Warning" in message["content"]["text"]:
             message = kernel.get_iopub_msg(timeout=PATIENCE)
         assert message["content"]["text"].strip() == "0"
-        while (reply := kernel.get_shell_msg(timeout=PATIENCE))["parent_header"]["msg_id"] != asked:
-            pass
+        reply = reply_to(kernel, asked)
         assert reply["content"]["status"] == "ok"
     finally:
         kernel.stop_channels()
@@ -205,10 +211,13 @@ async def test_the_stacks_of_a_kernel_are_told_while_it_computes_and_stopped_or_
     started = await client.start(ARGV, ENVIRONMENT, CONNECTION)
     kernel = jupyter(agent, home)
     try:
-        kernel.execute("def computes():\n    sum(range(10**15))\nprint('on it', flush=True)\ncomputes()")
-        while kernel.get_iopub_msg(timeout=PATIENCE)["msg_type"] != "stream":
-            pass
-        assert " in computes" in await client.stacks()
+        # Time to be heard: what computes in C lets no other thread run.
+        pause = "import time\nprint('on it', flush=True)\ntime.sleep(1)\n"
+        kernel.execute("def computes():\n    sum(range(10**15))\n" + pause + "computes()")
+        until_it_prints(kernel)
+        async with asyncio.timeout(PATIENCE):
+            while " in computes" not in await client.stacks():
+                pass
         os.kill(started.pid, signal.SIGSTOP)
         assert " in computes" in await client.stacks()
     finally:
