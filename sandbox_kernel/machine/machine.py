@@ -326,7 +326,12 @@ class Machine:
 
     def _on_violation(self, failed: asyncio.Future[GuestProtocolError]) -> None:
         if not failed.cancelled():
-            self._end(failed.result())
+            self._end(
+                GuestProtocolError(
+                    f"The VM broke the protocol of its vsock device ({failed.result()}) and was ended; "
+                    f"restart the kernel ({self._evidence()})."
+                )
+            )
 
     def _end(self, reason: SandboxKernelError) -> None:
         if not self.ended.done() and self.state in (State.BOOTING, State.READY):

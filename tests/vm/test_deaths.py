@@ -148,9 +148,10 @@ async def restarted(
         await client.wait_for_ready(timeout=READY)
         client.execute(wreck)
         await asyncio.wait_for(noticed.wait(), READY)
+        # All clients of one manager have one identity: who reconnects last gets the replies.
+        client.stop_channels()
         return await callback(made)
     finally:
-        client.stop_channels()
         await made.shutdown_kernel(now=True)
 
 
