@@ -14,7 +14,7 @@ help:
 	@echo "make test         everything CI runs: lint, types, layers, unit, VM, quick conformance, the lab's smoke set"
 	@echo "make conformance  the suites of Jupyter's own projects against the micro-VM"
 	@echo "make bench        plain ipykernel and the micro-VM side by side, and how many fit (15 minutes)"
-	@echo "make adversarial  attacks from inside a VM, beside a neighbour (30 minutes); writes docs/limits.md's table"
+	@echo "make adversarial  attacks from inside a VM, beside a neighbour; writes docs/limits.md's table"
 	@echo "make fuzz         long property runs, and a coverage-guided fuzzer, of what parses a guest's bytes"
 	@echo "make lab          the tests of VMs with KVM and the kernel's vsock, in an emulated machine that has both"
 	@echo "make lab-shell    a shell in there; lab-smoke, lab-versions, lab-bench: see README"
