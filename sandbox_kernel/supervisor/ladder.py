@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -22,8 +23,6 @@ from sandbox_kernel.errors import CellTimeLimitExceeded, SandboxKernelError
 from sandbox_kernel.relay.pending import Unanswered
 
 log = logging.getLogger(__name__)
-
-_SIGINT = 2
 
 T = TypeVar("T")
 
@@ -81,7 +80,7 @@ class TimeLadder:
         begun = loop.time()
         log.warning("a cell has run for %g s and is interrupted", limit)
         self._say(header, f"The cell has run for its time limit of {limit:g} s and is interrupted.")
-        trouble = await self._ask(lambda agent: agent.signal(_SIGINT))
+        trouble = await self._ask(lambda agent: agent.signal(signal.SIGINT))
         if isinstance(trouble, str):
             self._say(header, f"The guest did not take the interrupt: {trouble}.")
         await asyncio.sleep(begun + grace - loop.time())

@@ -16,8 +16,8 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,11 +178,9 @@ class Supervisor:
         if number == signal.SIGINT:
             self._relay.hasten()
         try:
-            async with asyncio.timeout(_SIGNAL):
-                return await (await self._machine.reachable_agent()).signal(number)
-        except GuestProtocolError as error:
-            self._on_machine_ended(error)
-            raise
+            with self._costs_the_vm():
+                async with asyncio.timeout(_SIGNAL):
+                    return await (await self._machine.reachable_agent()).signal(number)
         except GuestError as error:
             if await self._machine.cause_of(error) is error:
                 raise
@@ -193,11 +191,8 @@ class Supervisor:
         machine, request = self._machine, self._request
         assert machine is not None
         assert request is not None
-        try:
+        with self._costs_the_vm():
             guest, disk = await asyncio.gather(usage.of_guest(machine), usage.of_disk(machine))
-        except GuestProtocolError as error:
-            self._on_machine_ended(error)
-            raise
         host, spec = usage.of_host(machine), request.spec
         return Usage(
             id=request.id,
@@ -235,11 +230,8 @@ class Supervisor:
         assert self._machine is not None
         if self._connecting is not None:
             await asyncio.wait((self._connecting,), timeout=_SIGNAL)
-        try:
+        with self._costs_the_vm():
             status = await (await self._machine.reachable_agent()).status()
-        except GuestProtocolError as error:
-            self._on_machine_ended(error)
-            raise
         return {"guest": status.to_dict(), "trace": self._trace.phases}
 
     def end(self, ending: Ending, orderly: bool = False) -> None:
@@ -424,6 +416,15 @@ class Supervisor:
             )
         kind = KernelExited if ended.deliberate else KernelCrashed
         return kind(f"The kernel's process {ended.how()}; restart it to go on.")
+
+    @contextmanager
+    def _costs_the_vm(self) -> Iterator[None]:
+        """A guest that breaks a protocol in here loses its VM over it."""
+        try:
+            yield
+        except GuestProtocolError as error:
+            self._on_machine_ended(error)
+            raise
 
     def _on_machine_ended(self, error: SandboxKernelError) -> None:
         self.keep_logs()
