@@ -114,8 +114,12 @@ class Operations:
             return Answer({"pid": self._kernel.pid, "adopted": adopted is not None, "clock": time.time_ns()})
 
     def _adopt(self, order: Order) -> KernelProcess | None:
-        standby, self.standby = self.standby, None
-        return standby.adopt(order) if standby is not None else None
+        if self.standby is None:
+            return None
+        adopted = self.standby.adopt(order)
+        # Not before: what cannot even be written to it leaves the kernel as it was, and somebody's.
+        self.standby = None
+        return adopted
 
     def _rehearse(self, request: Request, payload: bytes) -> Answer:
         configuration = Configuration(fields.mapping(request, "configuration", {}), payload)

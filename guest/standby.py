@@ -21,7 +21,9 @@ which an interpreter takes once, at its start, and the process id.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import importlib
 import json
 import os
 import random
@@ -30,7 +32,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,15 @@ _PIECE = 1 << 14
 _LATER = 5.0
 _ENTROPY = 64
 _OWN = os.path.dirname(os.path.abspath(__file__))
+_INTERRUPTED = (
+    *("ipykernel.iostream", "ipykernel.zmqshell", "ipykernel.ipkernel", "ipykernel.comm.comm"),
+    *("comm.base_comm", "jupyter_client.session", "jupyter_client.jsonutil", "zmq.sugar.socket", "threading"),
+    *("IPython.core.display_functions", "IPython.core.formatters", "traitlets.traitlets"),
+    *("json", "json.encoder", "dateutil.tz.tz"),
+)
+"""Where an interrupt of a flood of output falls. What explains their lines is 26 MiB; all clones share it."""
+_COMPILED = "zmq/backend/cython/_zmq.py"
+"""What pyzmq's compiled part calls its source, which a search along `sys.path` finds."""
 _preloaded: list[str] = []
 
 
@@ -87,7 +98,9 @@ class Standby:
             _preloaded.extend(modules)
             for module in modules:
                 _in_main_thread(self._app, lambda name=module: _preload(name))
+            _remember_expressions()
             self._warm_up()
+            _in_main_thread(self._app, _read_sources)
             _in_main_thread(self._app, _immortalise)
             _in_main_thread(self._app, self._wait)
 
@@ -203,6 +216,28 @@ def _explain(shell: Any) -> None:
         raise ValueError("warm-up")
     except ValueError:
         shell.InteractiveTB.structured_traceback(*sys.exc_info())
+
+
+def _read_sources() -> None:
+    """Once, and not in a rehearsal: to look at the lines again is to write to them, in each clone."""
+    from stack_data.core import Source
+
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in _INTERRUPTED]
+    for file in (*files, _COMPILED):
+        if file is not None:
+            source: Any = Source.for_filename(file)  # which keeps it
+            _ = source.pieces
+
+
+def _remember_expressions() -> None:
+    """stack_data has pygments make a new lexer of Python for each frame, each time of the same words."""
+    lexer: Any = importlib.import_module("pygments.lexer")
+    optimise = functools.cache(lexer.regex_opt)
+
+    def regex_opt(strings: Iterable[str], prefix: str = "", suffix: str = "") -> str:
+        return str(optimise(tuple(strings), prefix, suffix))
+
+    lexer.regex_opt = regex_opt
 
 
 def _settle() -> None:

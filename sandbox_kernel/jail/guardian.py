@@ -1,4 +1,4 @@
-"""The guardian: what removes a VM's files and cgroup when nobody else can any more.
+"""The guardian: what removes files and cgroup, of a VM or a service, when nobody else can any more.
 
 A handler does not run in a process that got SIGKILL. What the kernel does guarantee is that the descriptors
 of a dead process are closed. So each supervisor starts one small shell that reads a pipe whose only writer
@@ -39,7 +39,7 @@ for group in "$@"; do
         sleep 0.02
     done
 done
-[ "$verdict" = keep ] || rm -rf -- "$logs"
+[ "$verdict" = keep ] || rm -rf -- ${logs:+"$logs"}
 rm -rf -- "$runtime" ${moved:+"$moved"}
 """
 
@@ -47,12 +47,14 @@ rm -rf -- "$runtime" ${moved:+"$moved"}
 class Guardian:
     """One guardian, for as long as the process that made it lives."""
 
-    def __init__(self, runtime: Path, logs: Path, cgroups: Sequence[Path], hold: Sequence[int] = ()) -> None:
+    def __init__(
+        self, runtime: Path, logs: Path | None, cgroups: Sequence[Path], hold: Sequence[int] = ()
+    ) -> None:
         """Starts the guardian.
 
         Args:
-            runtime: the VM's folder of sockets.
-            logs: the VM's folder of logs.
+            runtime: the folder of sockets.
+            logs: the VM's folder of logs; None for what has none.
             cgroups: the folders of its cgroup.
             hold: descriptors that the guardian keeps open until it is done.
         """
@@ -64,7 +66,7 @@ class Guardian:
                 _SCRIPT,
                 "sandbox-kernel-guardian",
                 str(runtime),
-                str(logs),
+                str(logs or ""),
                 *map(str, cgroups),
             ],
             stdin=reader,
@@ -81,6 +83,11 @@ class Guardian:
     def pid(self) -> int:
         """The guardian's process."""
         return self._process.pid
+
+    def dismiss(self) -> None:
+        """Has it clean up now, and returns when that is done."""
+        os.close(self._writer)
+        self._process.wait()
 
     def reap(self) -> None:
         """Waits for a guardian that is known to be dead."""

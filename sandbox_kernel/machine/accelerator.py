@@ -8,9 +8,11 @@ CPU, QEMU, image), and taken again when any of these changes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import platform
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from sandbox_kernel import paths
 from sandbox_kernel.errors import AcceleratorError
 from sandbox_kernel.image.store import Image
 from sandbox_kernel.jail import bubblewrap
+
+log = logging.getLogger(__name__)
 
 DEVICE = Path("/dev/kvm")
 INSTALL = "install it with `sandbox-kernel setup`"
@@ -61,14 +65,22 @@ def cached(image: Image) -> Verdict | None:
 
 
 def keep(verdict: Verdict, image: Image) -> None:
-    """Keeps a verdict for `cached`, and the latest of other images."""
+    """Keeps a verdict for `cached`, and the latest of other images; where there is no room, says so."""
     key = _circumstances(image)
     others = [(name, stored) for name, stored in _stored().items() if name != key]
     file = _verdict_file()
-    file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps({**dict(others[1 - _KEPT :]), key: dataclasses.asdict(verdict)}))
-    fresh.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps({**dict(others[1 - _KEPT :]), key: dataclasses.asdict(verdict)}))
+        fresh.replace(file)
+    except OSError as error:
+        log.warning(
+            "whether KVM works is found out anew at each start, as it cannot be kept in %s (%s)",
+            *(file.parent, error.strerror),
+        )
+        with contextlib.suppress(OSError):
+            fresh.unlink()
 
 
 def settle(requested: str, image: Image) -> tuple[str, str] | None:
@@ -85,8 +97,15 @@ def settle(requested: str, image: Image) -> tuple[str, str] | None:
         return "tcg", "asked for"
     missing = unavailable()
     verdict = Verdict(False, missing, 0.0) if missing else cached(image)
-    if verdict is None:
-        return None
+    return None if verdict is None else choice(requested, verdict)
+
+
+def choice(requested: str, verdict: Verdict) -> tuple[str, str]:
+    """`settle`, with the verdict that it lacked.
+
+    Raises:
+        AcceleratorError: `kvm` was demanded and does not work.
+    """
     if verdict.usable:
         return "kvm", verdict.reason
     if requested == "kvm":

@@ -11,13 +11,16 @@ The machine owns every resource it makes through one AsyncExitStack, and notes e
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Any, cast
 
 from qemu.qmp import QMPError
 
+from sandbox_kernel import paths
 from sandbox_kernel.agent.client import AgentClient
 from sandbox_kernel.agent.protocol import AGENT_PORT
 from sandbox_kernel.errors import (
@@ -47,6 +50,8 @@ _POLL_RESTORED = 0.002
 _ATTEMPT = 5.0
 _PANIC = "Kernel panic - not syncing"
 """Linux' words (kernel/panic.c); it then reboots at once, which is all that QEMU sees."""
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+"""QEMU says of some disks only by these words that the host has no room."""
 _SEEN = 1.0
 """Seconds until QEMU's end is seen after the streams to its guest have broken."""
 
@@ -290,8 +295,17 @@ class Machine:
         if self._told_of_disk:
             return
         self._told_of_disk = True
-        why = "the host's disk is full" if data.get("nospace") is True else str(data.get("reason", ""))[:200]
-        self.on_trouble(f"A disk of the VM could not be used ({why}); make room on the host.")
+        reason = str(data.get("reason", ""))[:200]
+        if data.get("nospace") is True or reason in _FULL:
+            self.on_trouble(
+                f"The VM's scratch disk could not be written to, as the host's disk is full ({reason}: "
+                f"{paths.cache_dir()}); make room there and write the kernel's last files anew."
+            )
+        else:
+            self.on_trouble(
+                f"A disk of the VM could not be used ({reason}); look after the host's disk and write the "
+                "kernel's last files anew."
+            )
 
     async def _reach_agent(self) -> None:
         plan = self._plan

@@ -52,12 +52,7 @@ async def choose(requested: str, image: Image) -> tuple[str, str]:
         AcceleratorError: `kvm` was demanded and does not work.
     """
     settled = accelerator.settle(requested, image)
-    if settled is None:
-        await probe_in_loop(image)
-        settled = accelerator.settle(requested, image)
-    if settled is None:
-        raise HostError("Whether KVM works could not be kept; make the cache folder writable.")
-    return settled
+    return settled or accelerator.choice(requested, await probe_in_loop(image))
 
 
 async def _boot(image: Image, timeout: float) -> Verdict:

@@ -6,6 +6,7 @@ when QEMU is gone. It takes room as it fills; its size is what the guest can hav
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -42,6 +43,8 @@ def make(size: int) -> int:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(_no_room(folder, str(error.strerror))) from error
         raise HostError(
             f"A scratch disk cannot be made in {folder} ({error.strerror}); point XDG_CACHE_HOME at a file "
             "system that knows O_TMPFILE, or leave `disk` out."
@@ -79,5 +82,8 @@ def _format(mke2fs: Path, fd: int, folder: Path) -> None:
     )
     if done.returncode:
         kind = NoSpaceError if _NO_ROOM in done.stderr else HostError
-        reason = " ".join(done.stderr.split())[-200:]
-        raise kind(f"A scratch disk cannot be made in {folder} ({reason}); make room there.")
+        raise kind(_no_room(folder, " ".join(done.stderr.split())[-200:]))
+
+
+def _no_room(folder: Path, reason: str) -> str:
+    return f"A scratch disk cannot be made in {folder} ({reason}); make room there."

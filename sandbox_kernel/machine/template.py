@@ -13,7 +13,7 @@ from typing import Any, cast
 from qemu.qmp import QMPError
 
 from sandbox_kernel.agent.protocol import JIFFIES, TEMPLATE_WORD, WARM
-from sandbox_kernel.errors import GuestError, TemplateError
+from sandbox_kernel.errors import GuestError, HostError, TemplateError
 from sandbox_kernel.image.store import Image
 from sandbox_kernel.jail.cgroup import Cgroup
 from sandbox_kernel.machine.migration import save
@@ -52,7 +52,11 @@ async def make(store: TemplateStore, key: TemplateKey, image: Image, timeout: fl
         if staging is None:
             return None
         for attempt in range(1, _ATTEMPTS + 1):
-            qemu, keeps_time = await _save(staging, key, image, timeout)
+            try:
+                qemu, keeps_time = await _save(staging, key, image, timeout)
+            except HostError:
+                store.check_room()
+                raise
             if keeps_time:
                 break
             log.warning(

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -32,7 +33,7 @@ from typing import Final, cast
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from sandbox_kernel.errors import ConfigurationError, HostError
+from sandbox_kernel.errors import ConfigurationError, HostError, NoSpaceError
 from sandbox_kernel.relay.limits import RelayLimits
 from sandbox_kernel.relay.outlet import Outlet, Verdict
 from sandbox_kernel.relay.zmtp import Frame
@@ -114,7 +115,7 @@ class ClientSocket:
 
         Raises:
             ConfigurationError: the address cannot be one.
-            HostError: it is taken.
+            HostError: it is taken; NoSpaceError: its file system is full.
         """
         path = ipc_path(address)
         if path is not None:
@@ -124,6 +125,11 @@ class ClientSocket:
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
+            if path is not None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpaceError(
+                    f"The {self._channel} channel's socket {path} cannot be made "
+                    f"({os.strerror(error.errno)}); make room there or point XDG_RUNTIME_DIR elsewhere."
+                ) from error
             raise HostError(
                 f"The {self._channel} channel cannot listen at {address} ({error.strerror}); "
                 "use another connection file."

@@ -2,7 +2,8 @@
 
 A client may send any number of requests, and some that no kernel answers; the table is bounded. When it is
 full, the oldest request that is not an `execute_request` goes; when there is none, the new one is not noted.
-So the running cell, the oldest of its kind, is never the one that is forgotten.
+So the running cell, the oldest of its kind, is never the one that is forgotten. An id that a client uses
+twice is two requests, and an answer to it is the older one's.
 
 Which cell is running, and since when, is decided here and not by what the guest says: of those sent to one
 shell (the main one, or a subshell) a cell has begun when it is sent to a shell that owes no other reply, or
@@ -21,8 +22,6 @@ from typing import Protocol
 from sandbox_kernel.relay.message import Request
 
 EXECUTE = "execute_request"
-
-_Key = tuple[str, tuple[bytes, ...], str]
 
 
 @dataclass(eq=False)
@@ -58,8 +57,8 @@ class PendingRequests:
         """At most `limit` requests; `clock` tells the seconds for `since`."""
         self._limit = limit
         self._clock = clock
-        self._executions: dict[_Key, Unanswered] = {}
-        self._others: dict[_Key, Unanswered] = {}
+        self._executions: list[Unanswered] = []
+        self._others: list[Unanswered] = []
         self.watchers: list[CellWatcher] = []
 
     def __len__(self) -> int:
@@ -67,12 +66,12 @@ class PendingRequests:
 
     def __iter__(self) -> Iterator[Unanswered]:
         """Executions first, each kind in the order of arrival."""
-        return chain(tuple(self._executions.values()), tuple(self._others.values()))
+        return chain(tuple(self._executions), tuple(self._others))
 
     @property
     def running(self) -> list[Unanswered]:
         """The cells that have begun."""
-        return [cell for cell in self._executions.values() if cell.since is not None]
+        return [cell for cell in self._executions if cell.since is not None]
 
     def asked(self, request: Request) -> None:
         """A request went to the kernel."""
@@ -81,18 +80,19 @@ class PendingRequests:
         if len(self) >= self._limit:
             if not self._others:
                 return
-            del self._others[next(iter(self._others))]
+            del self._others[0]
+        asked = Unanswered(request)
         idle = is_cell and not any(self._of_shell(request))
-        asked = table[request.channel, request.identities, request.id] = Unanswered(request)
+        table.append(asked)
         if idle:
             self._begin(asked)
 
     def answered(self, channel: str, identities: tuple[bytes, ...], message_id: str) -> None:
         """The kernel answered; of no consequence when nobody asked."""
-        key = (channel, identities, message_id)
-        cell = self._executions.pop(key, None)
+        asked = (message_id, channel, identities)
+        cell = _take(self._executions, asked)
         if cell is None:
-            self._others.pop(key, None)
+            _take(self._others, asked)
             return
         if cell.since is None:
             return
@@ -104,8 +104,8 @@ class PendingRequests:
 
     def counted(self, message_id: str, execution_count: int) -> None:
         """The kernel began to execute a request and gave it its prompt number."""
-        for (_, _, asked), unanswered in self._executions.items():
-            if asked == message_id:
+        for unanswered in self._executions:
+            if unanswered.request.id == message_id:
                 unanswered.execution_count = execution_count
                 return
 
@@ -121,7 +121,7 @@ class PendingRequests:
         """Cells sent to the same shell, oldest first."""
         return (
             cell
-            for cell in self._executions.values()
+            for cell in self._executions
             if cell.request.channel == request.channel and cell.request.subshell == request.subshell
         )
 
@@ -129,3 +129,12 @@ class PendingRequests:
         cell.since = self._clock()
         for watcher in self.watchers:
             watcher.began(cell)
+
+
+def _take(table: list[Unanswered], asked: tuple[str, str, tuple[bytes, ...]]) -> Unanswered | None:
+    """Strikes the oldest of these off: the id, the channel, and who asked."""
+    for index, unanswered in enumerate(table):
+        request = unanswered.request
+        if (request.id, request.channel, request.identities) == asked:
+            return table.pop(index)
+    return None

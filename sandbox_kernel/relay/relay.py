@@ -37,6 +37,7 @@ import zmq
 from sandbox_kernel.death import Death
 from sandbox_kernel.errors import ConfigurationError, GuestProtocolError, MessageSizeLimitExceeded
 from sandbox_kernel.relay import death, guest, message, outputs, zmtp
+from sandbox_kernel.relay.brake import Brake
 from sandbox_kernel.relay.client import ClientSocket, Curve
 from sandbox_kernel.relay.guest import Dial, GuestChannel, Listener
 from sandbox_kernel.relay.limits import RelayLimits
@@ -54,8 +55,6 @@ GUEST_CHANNELS: Final = ("control", "shell", "stdin", "iopub")
 _WELCOME: Final = WELCOME.encode()
 _INPUT: Final = b"execute_input"
 _STATUS: Final = b"status"
-_BACKLOG: Final = 1000
-"""Messages that may be on their way from a kernel: what it keeps, and what its socket and ours hold."""
 _NO_SCHEME: Final = "hmac-sha256"
 """Until `bind` names one; nothing is signed before."""
 
@@ -93,7 +92,7 @@ class Relay:
         self._over = False
         self._closing: asyncio.Task[None] | None = None
         self._allowance = outputs.Allowance(limits.output_bytes)
-        self._pace = outputs.Pace(limits.message_rate)
+        self._brake = Brake(limits.message_rate, partial(self._hold, "iopub", "rate"))
         self._held: dict[str, set[str]] = {channel: set() for channel in GUEST_CHANNELS}
         self._pending.watchers.append(self)
         self.notice = ""
@@ -125,7 +124,7 @@ class Relay:
         """Has `limits` hold from now on, for what is connected, too."""
         self._limits = limits
         self._allowance = outputs.Allowance(limits.output_bytes)
-        self._pace = outputs.Pace(limits.message_rate)
+        self._brake = Brake(limits.message_rate, partial(self._hold, "iopub", "rate"))
         for name, channel in self._guest.items():
             channel.bound(self._bounds(name))
 
@@ -228,9 +227,8 @@ class Relay:
 
     def hasten(self) -> None:
         """Lets what the guest has published already pass at once: its end is waited for."""
-        if self._pace.rate and self._guest:
-            self._pace.grant(_BACKLOG)
-            self._hold("iopub", "rate", False)
+        if self._guest:
+            self._brake.hasten()
 
     def say(self, parent: bytes, text: str) -> None:
         """Shows clients a line of ours in the output of the cell whose header is `parent`."""
@@ -382,33 +380,12 @@ class Relay:
         if begins and self.notice and self._forwarding:
             self.say(bytes(frames[at + 3]), self.notice)
             self.notice = ""
-        if self._pace.rate:
-            self._slow_down()
+        self._brake.published()
 
     def _cell_of(self, frames: Sequence[Frame], at: int) -> bytes:
         """Header of the cell that an output is of: the one that runs, or what the kernel says."""
         running = self._pending.running
         return running[0].request.header if running else bytes(frames[at + 3])
-
-    def _slow_down(self) -> None:
-        """Has the guest wait when its outputs come too fast."""
-        delay = self._pace.delay(asyncio.get_running_loop().time())
-        if delay > 0 and "rate" not in self._held["iopub"]:
-            self._hold("iopub", "rate", True)
-            self._go_on_after(delay)
-
-    def _go_on_after(self, delay: float) -> None:
-        loop = asyncio.get_running_loop()
-
-        def go_on() -> None:
-            # What had been read already was still to be passed on, and has made the wait longer.
-            left = self._pace.left(loop.time())
-            if left > 0:
-                self._go_on_after(left)
-            else:
-                self._hold("iopub", "rate", False)
-
-        loop.call_later(delay, go_on)
 
     def _to_clients(self, channel: str, frames: Sequence[Frame]) -> None:
         if self._forwarding:

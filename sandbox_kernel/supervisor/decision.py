@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sandbox_kernel.errors import HostError
 from sandbox_kernel.image.store import Image, ImageStore
 from sandbox_kernel.machine import accelerator
 from sandbox_kernel.machine.ignition import choose_vsock
@@ -42,13 +41,7 @@ def decide_now(spec: VMSpec) -> Decision | None:
     """
     image = ImageStore().open(spec.image)
     settled = accelerator.settle(spec.accelerator, image)
-    if settled is None:
-        return None
-    chosen, why_accelerator = settled
-    vsock, why_vsock = choose_vsock(spec.vsock)
-    key = key_of(image, spec.memory, spec.vcpus, chosen, spec.preload) if spec.start == "auto" else None
-    why = {"accelerator": why_accelerator, "vsock": why_vsock}
-    return Decision(spec, image, chosen, vsock, why, key)
+    return None if settled is None else _with(spec, image, settled)
 
 
 async def decide(spec: VMSpec) -> Decision:
@@ -61,8 +54,15 @@ async def decide(spec: VMSpec) -> Decision:
     if decision is None:
         from sandbox_kernel.machine import probe
 
-        await probe.choose(spec.accelerator, ImageStore().open(spec.image))
-        decision = decide_now(spec)
-    if decision is None:
-        raise HostError("Whether KVM works could not be kept; make the cache folder writable.")
+        image = ImageStore().open(spec.image)
+        decision = _with(spec, image, await probe.choose(spec.accelerator, image))
     return decision
+
+
+def _with(spec: VMSpec, image: Image, settled: tuple[str, str]) -> Decision:
+    """The decision, with the accelerator and the reason for it."""
+    chosen, why_accelerator = settled
+    vsock, why_vsock = choose_vsock(spec.vsock)
+    key = key_of(image, spec.memory, spec.vcpus, chosen, spec.preload) if spec.start == "auto" else None
+    why = {"accelerator": why_accelerator, "vsock": why_vsock}
+    return Decision(spec, image, chosen, vsock, why, key)

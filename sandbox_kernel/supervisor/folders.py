@@ -23,10 +23,13 @@ from pathlib import Path
 
 from sandbox_kernel import paths
 from sandbox_kernel.errors import HostError, NoSpaceError
+from sandbox_kernel.jail.guardian import Guardian
 
 KEPT_LOGS = 20
 """Folders of logs of failed VMs that are kept; older ones go."""
 _PATIENCE = 5.0
+_CLEARED = 1.0
+"""Seconds for the guardian of somebody who was killed; who asks for what somebody has waits as long."""
 _POLL = 0.01
 
 
@@ -104,22 +107,25 @@ def sweep(base: Path) -> None:
 
 @contextmanager
 def reserved(name: str) -> Iterator[Path]:
-    """A runtime folder for something of which a user has one at a time; removed at the end.
+    """A runtime folder for something of which a user has one at a time; removed whatever its end.
 
     Raises:
         HostError: somebody has it already, or it cannot be made.
     """
     folder = paths.runtime_dir() / name
     try:
-        lock = _lock(folder, 0.0)
+        lock = _lock(folder, _CLEARED)
     except OSError as error:
         raise HostError(f"The folder {folder} cannot be made ({error.strerror}); make room there.") from error
     try:
         for left in folder.iterdir():
             left.unlink()
-        yield folder
+        guardian = Guardian(folder, None, (), hold=(lock,))
+        try:
+            yield folder
+        finally:
+            guardian.dismiss()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 

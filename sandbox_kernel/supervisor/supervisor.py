@@ -29,39 +29,29 @@ from sandbox_kernel.errors import (
     GuestError,
     GuestProtocolError,
     HostError,
-    KernelCrashed,
-    KernelExited,
     KernelStartError,
-    MemoryLimitExceeded,
-    NoSpaceError,
     SandboxKernelError,
     TemplateError,
 )
 from sandbox_kernel.machine.machine import Machine
-from sandbox_kernel.machine.template import make
 from sandbox_kernel.relay.limits import RelayLimits
 from sandbox_kernel.relay.relay import ClientEndpoints, Relay
 from sandbox_kernel.spec import LIMITS, VMSpec
-from sandbox_kernel.supervisor import expiry, usage
+from sandbox_kernel.supervisor import causes, expiry, next_template, usage
 from sandbox_kernel.supervisor.beginning import Beginning, begin
 from sandbox_kernel.supervisor.control import LaunchRequest, PrepareRequest, addresses
-from sandbox_kernel.supervisor.decision import Decision, decide
+from sandbox_kernel.supervisor.decision import decide
 from sandbox_kernel.supervisor.first import Begun
 from sandbox_kernel.supervisor.guest_kernel import GuestKernel
 from sandbox_kernel.supervisor.ladder import TimeLadder
 from sandbox_kernel.supervisor.usage import Usage
 from sandbox_kernel.supervisor.window import Window
-from sandbox_kernel.template.store import TemplateStore
 from sandbox_kernel.trace import Trace
 
 log = logging.getLogger(__name__)
 
 _DRAIN = 2.0
-_MIB = 1 << 20
 _SIGNAL = 10.0
-_TEMPLATE_AFTER = 5.0
-"""Seconds after a cold start before a template is made: the first cells come first."""
-_TEMPLATE_TIMEOUT = 300.0
 
 
 @dataclass(frozen=True)
@@ -167,7 +157,7 @@ class Supervisor:
         if kernel.adopted:
             self._connecting = self._task(self._connect_later(kernel, request.spec.boot_timeout))
         if not machine.restored:
-            self._task(self._make_template(beginning.decision))
+            self._task(next_template.make_later(beginning.decision))
         return self._report()
 
     async def signal(self, number: int) -> bool:
@@ -266,7 +256,7 @@ class Supervisor:
                 "raise boot_timeout if this machine is only slow."
             ) from error
         except OSError as error:
-            raise _of_the_host(error) from error
+            raise causes.of_the_host(error) from error
         except TemplateError:
             raise  # of a VM that nobody has yet; with another one the kernel starts all the same
         except KernelStartError as error:
@@ -358,10 +348,13 @@ class Supervisor:
             self._relay.watch(ladder)
 
     def _tell(self, trouble: str) -> None:
-        """Tells the log, and whoever waits for a cell, of what went wrong on the host."""
+        """Tells the log, and whoever runs a cell now, or else next, of what went wrong on the host."""
         log.warning("%s", trouble)
-        for cell in self._relay.running:
+        running = self._relay.running
+        for cell in running:
             self._relay.say(cell.request.header, trouble)
+        if not running:
+            self._relay.notice = f"{self._relay.notice} {trouble}".lstrip()
 
     def _stop_idling(self) -> None:
         """Whoever waits for a VM's end while it is nobody's does not any more."""
@@ -375,17 +368,6 @@ class Supervisor:
             self._kernel = GuestKernel(machine, self._relay, self._trace)
             self._stack.push_async_callback(self._kernel.aclose)
         return self._kernel
-
-    async def _make_template(self, decision: Decision) -> None:
-        """Makes the template that this kernel lacked, for the next one: later, and after everything else."""
-        await asyncio.sleep(_TEMPLATE_AFTER)
-        if decision.key is None or TemplateStore().open(decision.key) is not None:
-            return
-        try:
-            made = await make(TemplateStore(), decision.key, decision.image, timeout=_TEMPLATE_TIMEOUT)
-            log.info("template %s", "is being made by somebody else" if made is None else made.digest)
-        except SandboxKernelError as error:
-            log.warning("%s", error)
 
     async def _connect_later(self, kernel: GuestKernel, seconds: float) -> None:
         """Connects the relay for a client that has been answered; what goes wrong ends the VM."""
@@ -401,21 +383,7 @@ class Supervisor:
         if self._relay.shutdown_requested:
             self.end(Ending(result.status))
         else:
-            self._end_over(self._cause(result), result.status, result.deliberate)
-
-    def _cause(self, ended: KernelExit) -> SandboxKernelError:
-        """Why the kernel is dead."""
-        if ended.out_of_memory:
-            peak = round(ended.memory_peak / _MIB, 1)
-            return MemoryLimitExceeded(
-                f"The kernel was killed because the memory limit of {self._memory()} MiB was reached; "
-                "use less, or raise `memory`.",
-                self._memory(),
-                "MiB",
-                peak,
-            )
-        kind = KernelExited if ended.deliberate else KernelCrashed
-        return kind(f"The kernel's process {ended.how()}; restart it to go on.")
+            self._end_over(causes.of_exit(result, self._memory()), result.status, result.deliberate)
 
     @contextmanager
     def _costs_the_vm(self) -> Iterator[None]:
@@ -487,11 +455,3 @@ def _endpoints(info: Mapping[str, Any]) -> ClientEndpoints:
         curve_publickey=public.encode() if public else None,
         curve_secretkey=secret.encode() if secret else None,
     )
-
-
-def _of_the_host(error: OSError) -> HostError:
-    if error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return NoSpaceError(
-            f"There is no space left for {error.filename or 'the VM'}; free some and try again."
-        )
-    return HostError(f"The VM could not be set up ({error}); run `sandbox-kernel doctor`.")

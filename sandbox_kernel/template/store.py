@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 RAM = "ram"
 STATE = "state"
 _MANIFEST = "manifest.json"
+_LEAST = 1 << 20
+"""Bytes; less are as good as none."""
 _DIGITS = 24
 _DIGEST = rf"[0-9a-f]{{{_DIGITS}}}"
 
@@ -166,6 +168,8 @@ class TemplateStore:
                 raise _of_the_host(error) from error
             try:
                 yield staging
+            except OSError as error:
+                raise _of_the_host(error) from error
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
         finally:
@@ -199,6 +203,18 @@ class TemplateStore:
         except OSError as error:
             raise _of_the_host(error) from error
         return _read(folder)
+
+    def check_room(self) -> None:
+        """Tells a maker that has failed whether it was for want of room, which QEMU does not say.
+
+        RAM in a file takes room as it is written to; where there is none left, Linux sends SIGBUS (mmap(2)).
+
+        Raises:
+            NoSpaceError: the file system is full.
+        """
+        found = os.statvfs(self.directory)
+        if found.f_bavail * found.f_frsize < _LEAST or (found.f_files and not found.f_favail):
+            raise NoSpaceError(f"There is no space left for a template ({self.directory}); free some.")
 
     def _sweep(self) -> None:
         """Deletes what makers left who were killed: nobody holds their locks any more."""

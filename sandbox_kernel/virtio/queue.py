@@ -202,7 +202,8 @@ class SplitQueue:
         offered = self._memory.load16(self._available_at + 2)
         if offered == self._next:
             return False
-        if (offered - self._next) & 0xFFFF > self._size:
+        # Chains that are done but not published are still the device's: no driver has their places to offer.
+        if (offered - self._next) & 0xFFFF > self._size - ((self._next - self._used) & 0xFFFF):
             raise GuestProtocolError(f"an available index jumps by more than its virtqueue of {self._size}")
         self._offered = offered
         self._ring = self._memory.read(self._available_at + 4, 2 * self._size)

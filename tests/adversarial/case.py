@@ -30,7 +30,6 @@ class Case:
         config: the VM's.
         lasts: seconds that the attack goes on before it is interrupted.
         stdin: whether the client says that it can answer `input()`; it does not.
-        cold: whether it is worth its time in a booted VM, too.
     """
 
     name: str

@@ -18,11 +18,11 @@ RAISE = "raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))"
 CASES = [
     Case(
         "fork bomb",
-        "processes = 200",
+        "processes = 100",  # more copies of an interpreter come to the memory's limit first
         "import os\nwhile True:\n    try: os.fork()\n    except BlockingIOError: pass",
         "interrupt",
         "KeyboardInterrupt",
-        {"processes": 200},
+        {"processes": 100},
         lasts=4,
     ),
     Case(
@@ -56,6 +56,46 @@ CASES = [
         "death",
         "MemoryLimitExceeded",
         {"memory": 320},
+    ),
+    Case(
+        "a memory storm",
+        "memory = 512",
+        """
+import mmap
+held = []
+while True:
+    part = mmap.mmap(-1, 16 << 20)
+    for at in range(0, len(part), 4096): part[at] = 1
+    held = held[-18:] + [part]
+""",
+        "interrupt",
+        "KeyboardInterrupt",
+        {"memory": 512},
+    ),
+    Case(
+        "a storm of small objects",
+        "memory = 512",
+        "while True: held = [[None] * 64 for _ in range(400_000)]",
+        "interrupt",
+        "KeyboardInterrupt",
+        {"memory": 512},
+    ),
+    Case(
+        "a memory storm of many processes",
+        "memory = 512",
+        """
+import mmap, os
+while True:
+    try: child = os.fork()
+    except OSError: continue
+    while not child:
+        part = mmap.mmap(-1, 4 << 20)
+        for at in range(0, len(part), 4096): part[at] = 1
+        held = [held, part] if 'held' in globals() else [part]
+""",
+        "death",
+        "MemoryLimitExceeded",
+        {"memory": 512},
     ),
     Case(
         "memory in a tmpfs",

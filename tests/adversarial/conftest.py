@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ KEPT = 400
 
 class Neighbourhood:
     """The neighbour, and what it was like in quiet times."""
+
+    patience = 1.0
+    """By how much an interrupt may be later than it should be."""
 
     def __init__(self) -> None:
         self._neighbour = Neighbour()
@@ -40,8 +44,23 @@ class Neighbourhood:
         self._neighbour.close()
 
 
+class Nobody:
+    """In the place of a neighbourhood: nobody to be disturbed, on a machine that may have other work."""
+
+    patience = 4.0
+
+    def quiet(self) -> float:
+        return math.inf
+
+    def meanwhile(self) -> float:
+        return 0.0
+
+
 @pytest.fixture(scope="session")
-def neighbourhood(installed: None) -> Iterator[Neighbourhood]:
+def neighbourhood(installed: None, pytestconfig: pytest.Config) -> Iterator[Neighbourhood | Nobody]:
+    if pytestconfig.getoption("alone"):
+        yield Nobody()
+        return
     made = Neighbourhood()
     yield made
     made.close()
@@ -52,6 +71,11 @@ _OUTCOMES = pytest.StashKey[list[Outcome]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--limits-table", type=Path, help="write the table of docs/limits.md to this file")
+    parser.addoption(
+        "--alone",
+        action="store_true",
+        help="without a neighbour, for whom everything else that a machine does would be the attack",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

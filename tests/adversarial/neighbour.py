@@ -53,8 +53,9 @@ class Neighbour:
 
 
 def p99(latencies: list[float]) -> float:
-    """The value that 99 of 100 do not exceed."""
-    return sorted(latencies)[max(0, -(-99 * len(latencies) // 100) - 1)]
+    """The value that 99 of 100 do not exceed; of fewer than 200, all but one: no single one decides."""
+    beyond = max(1, len(latencies) // 100)
+    return sorted(latencies)[max(0, len(latencies) - 1 - beyond)]
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,9 @@ from sandbox_kernel.errors import GuestError
 from tests.adversarial import driver, image
 from tests.adversarial.case import Case, Outcome
 from tests.adversarial.conftest import Neighbourhood
-from tests.adversarial.test_cells import SLACK, STARTS, Cell, by_death
-from tests.microvm import READY, Kernel, microvm, until
+from tests.adversarial.test_cells import SLACK, Cell, by_death, restart
+from tests.adversarial.victim import STARTS, victim
+from tests.microvm import READY, Kernel, until
 
 DRIVER = Path(driver.__file__).read_text()
 
@@ -115,16 +116,13 @@ def test_a_guest_that_was_taken_over_dies_alone(
     neighbourhood: Neighbourhood,
     record: Callable[[Outcome], None],
 ) -> None:
-    with microvm(start=STARTS[start], image=adversary, **case.config) as kernel:
-        kernel.run("'warm'")
+    with victim(case, start, adversary) as kernel:
         quiet = neighbourhood.quiet()
-        seen, control = by_death(kernel, Cell(kernel, case), case)
+        seen, control = by_death(kernel, Cell(kernel, case), case, neighbourhood.patience)
         meanwhile = neighbourhood.meanwhile()
         record(Outcome(case, start, seen, control, quiet, meanwhile))
         assert until(lambda: not kernel.manager.is_alive(), READY)
-        kernel.manager.restart_kernel(now=True)
-        kernel.client.wait_for_ready(timeout=READY)
-        assert kernel.run("1 + 1").endswith("2")
+        restart(kernel, start)
         assert meanwhile < SLACK * quiet
 
 
@@ -139,42 +137,50 @@ HARMLESS = {
 """Lies within the protocol, and how many of two interrupts fail over them."""
 
 
-@pytest.fixture
-def liar(adversary: str) -> Iterator[Kernel]:
-    with microvm(image=adversary) as kernel:
-        yield kernel
-
-
-@pytest.mark.parametrize("lie", LIES)
-def test_an_agent_that_lies_costs_its_vm_or_nothing(liar: Kernel, lie: str) -> None:
-    cell = Cell(
-        liar,
-        Case(
-            lie,
-            "",
-            f"open('/tmp/lie', 'w').write({lie!r})\nimport time\nwhile True:\n"
-            "    try: time.sleep(600)\n    except KeyboardInterrupt: pass",
-            "",
-            "",
-        ),
+def lying(lie: str) -> Case:
+    """A cell after which the agent lies, and which no interrupt ends."""
+    return Case(
+        f"an agent's lie: {lie}",
+        "agent's protocol",
+        f"open('/tmp/lie', 'w').write({lie!r})\nimport time\nwhile True:\n"
+        "    try: time.sleep(600)\n    except KeyboardInterrupt: pass",
+        "death",
+        "GuestProtocolError",
     )
-    assert not cell.follow(time.monotonic() + 1)
-    errors = []
-    for _ in range(2):
-        with contextlib.suppress(RuntimeError):  # no kernel any more
-            try:
-                liar.manager.interrupt_kernel()
-            except GuestError as error:
-                errors.append(str(error))
-    if lie in HARMLESS:
-        assert len(errors) == HARMLESS[lie]
-        assert all(error.isprintable() for error in errors)
-        assert liar.manager.is_alive()
-    else:
-        assert cell.follow(time.monotonic() + READY)
-        [error] = cell.errors
-        assert error["content"]["ename"] == "GuestProtocolError"
-        assert "\n" not in error["content"]["evalue"]
-    liar.manager.restart_kernel(now=True)
-    liar.client.wait_for_ready(timeout=READY)
-    assert liar.run("1 + 1").endswith("2")
+
+
+def harmless(kernel: Kernel, lie: str, errors: list[str]) -> str:
+    """What is seen of a lie within the protocol: a call that fails, and a kernel that goes on."""
+    assert len(errors) == HARMLESS[lie]
+    assert all(error.isprintable() for error in errors)
+    assert kernel.manager.is_alive()
+    return errors[0] if errors else "nothing"
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("lie", LIES)
+def test_an_agent_that_lies_costs_its_vm_or_nothing(
+    lie: str, start: str, adversary: str, neighbourhood: Neighbourhood, record: Callable[[Outcome], None]
+) -> None:
+    case = lying(lie)
+    with victim(case, start, adversary) as kernel:
+        quiet = neighbourhood.quiet()
+        cell = Cell(kernel, case)
+        assert not cell.follow(cell.began + 1)
+        errors = []
+        asked = time.monotonic()
+        for _ in range(2):
+            with contextlib.suppress(RuntimeError):  # no kernel any more
+                try:
+                    kernel.manager.interrupt_kernel()
+                except GuestError as error:
+                    errors.append(str(error))
+        if lie in HARMLESS:
+            seen, ended = harmless(kernel, lie, errors), time.monotonic()
+        else:
+            seen, _ = by_death(kernel, cell, case, neighbourhood.patience)
+            ended = cell.ended
+        meanwhile = neighbourhood.meanwhile()
+        record(Outcome(case, start, seen, ended - asked, quiet, meanwhile))
+        restart(kernel, start)
+        assert meanwhile < SLACK * quiet

@@ -78,8 +78,8 @@ class Poll:
 
     def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
         assert not self.closed and timeout == 0
-        told = []
-        for number in list(self._edges)[:most]:
+        told: list[tuple[int, int]] = []
+        for number in list(self._edges)[:most] if self._edges else ():
             del self._edges[number]
             events = self._files.open[number].events() & (self._masks[number] | _ALWAYS)
             if events:

@@ -38,6 +38,8 @@ class Loop:
 
     def __init__(self) -> None:
         self.readers: dict[int, Callable[[], None]] = {}
+        self.stirred: set[int] | None = None
+        """The files to which something has happened; when None, it may have to all."""
         self.now = 0.0
         self._soon: list[Callable[[], None]] = []
         self._later: list[tuple[float, Callable[[], None]]] = []
@@ -72,7 +74,7 @@ class Loop:
         for _ in range(MOST_TURNS):
             soon, self._soon = self._soon, []
             for number, callback in tuple(self.readers.items()):
-                if number in self.readers:
+                if number in self.readers and (self.stirred is None or number in self.stirred):
                     callback()
             for callback in soon:
                 callback()

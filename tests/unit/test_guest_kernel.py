@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -148,19 +149,6 @@ async def test_a_kernel_lives_through_the_agent_on_all_five_channels(
         kernel.stop_channels()
 
 
-async def test_an_interrupt_reaches_the_cell(agent: Agent, client: AgentClient, home: Path) -> None:
-    await client.start(ARGV, ENVIRONMENT, CONNECTION)
-    kernel = jupyter(agent, home)
-    try:
-        asked = kernel.execute("print('on it', flush=True)\nwhile True: pass")
-        until_it_prints(kernel)
-        assert await client.signal(signal.SIGINT) is True
-        reply = reply_to(kernel, asked)
-        assert reply["content"]["ename"] == "KeyboardInterrupt"
-    finally:
-        kernel.stop_channels()
-
-
 FORKS = """
 import os, time
 os.register_at_fork(after_in_parent=lambda: time.sleep(0.5))
@@ -172,27 +160,37 @@ while True:
 """
 
 
-async def test_an_interrupt_that_falls_into_a_fork_is_not_lost(
+@asynccontextmanager
+async def conversation(
     agent: Agent, client: AgentClient, home: Path
-) -> None:
-    await client.start(ARGV, ENVIRONMENT, CONNECTION)
+) -> AsyncIterator[tuple[BlockingKernelClient, int]]:
+    """With a kernel that the agent has started, whose process id is told, too."""
+    started = await client.start(ARGV, ENVIRONMENT, CONNECTION)
     kernel = jupyter(agent, home)
     try:
-        asked = kernel.execute(FORKS)
+        yield kernel, started.pid
+    finally:
+        kernel.stop_channels()
+
+
+@pytest.mark.parametrize(
+    "cell", ["print('on it', flush=True)\nwhile True: pass", FORKS], ids=["a loop", "a fork"]
+)
+async def test_an_interrupt_reaches_the_cell_wherever_it_falls(
+    agent: Agent, client: AgentClient, home: Path, cell: str
+) -> None:
+    async with conversation(agent, client, home) as (kernel, _):
+        asked = kernel.execute(cell)
         until_it_prints(kernel)
         assert await client.signal(signal.SIGINT) is True
         reply = reply_to(kernel, asked)
         assert reply["content"]["ename"] == "KeyboardInterrupt"
-    finally:
-        kernel.stop_channels()
 
 
 async def test_a_forked_copy_of_the_kernel_ends_with_its_cell(
     agent: Agent, client: AgentClient, home: Path
 ) -> None:
-    await client.start(ARGV, ENVIRONMENT, CONNECTION)
-    kernel = jupyter(agent, home)
-    try:
+    async with conversation(agent, client, home) as (kernel, _):
         asked = kernel.execute("import os\nif child := os.fork(): print(os.waitpid(child, 0)[1], flush=True)")
         while (message := kernel.get_iopub_msg(timeout=PATIENCE))["msg_type"] != "stream":
             pass
@@ -201,16 +199,12 @@ async def test_a_forked_copy_of_the_kernel_ends_with_its_cell(
         assert message["content"]["text"].strip() == "0"
         reply = reply_to(kernel, asked)
         assert reply["content"]["status"] == "ok"
-    finally:
-        kernel.stop_channels()
 
 
 async def test_the_stacks_of_a_kernel_are_told_while_it_computes_and_stopped_or_not(
     agent: Agent, client: AgentClient, home: Path
 ) -> None:
-    started = await client.start(ARGV, ENVIRONMENT, CONNECTION)
-    kernel = jupyter(agent, home)
-    try:
+    async with conversation(agent, client, home) as (kernel, pid):
         # Time to be heard: what computes in C lets no other thread run.
         pause = "import time\nprint('on it', flush=True)\ntime.sleep(1)\n"
         kernel.execute("def computes():\n    sum(range(10**15))\n" + pause + "computes()")
@@ -218,10 +212,8 @@ async def test_the_stacks_of_a_kernel_are_told_while_it_computes_and_stopped_or_
         async with asyncio.timeout(PATIENCE):
             while " in computes" not in await client.stacks():
                 pass
-        os.kill(started.pid, signal.SIGSTOP)
+        os.kill(pid, signal.SIGSTOP)
         assert " in computes" in await client.stacks()
-    finally:
-        kernel.stop_channels()
 
 
 async def test_a_kernel_that_is_none_of_pythons_has_no_stacks(agent: Agent, client: AgentClient) -> None:

@@ -15,6 +15,7 @@ import cgroup
 import system
 import template
 from children import Children
+from kernel_process import Order
 from sandbox_kernel.agent.client import AgentClient, Configuration
 from sandbox_kernel.errors import GuestError
 from template import Standby, modules_wanted
@@ -218,6 +219,18 @@ async def test_a_template_rehearses_as_its_clones_will_be_asked_to(
     assert waiting is not None
     waiting._kernel.signal(9)
     assert not template.rehearse(standing_by.server)
+
+
+async def test_an_order_that_cannot_be_written_down_leaves_the_kernel_standing_by(
+    standing_by: Agent, client: AgentClient, home: Path
+) -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(RecursionError):
+        standing_by.operations._adopt(Order(ARGV, ENVIRONMENT, str(home), {"key": deep}))
+    assert (await client.start(ARGV, ENVIRONMENT, CONNECTION)).adopted
+    await client.signal(9)
 
 
 async def test_a_line_that_is_cut_off_ends_the_kernel_and_not_the_agent(

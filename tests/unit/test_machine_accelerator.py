@@ -64,3 +64,12 @@ def test_what_a_verdict_decides(monkeypatch: pytest.MonkeyPatch) -> None:
         accelerator.settle("kvm", image("a"))
     monkeypatch.setattr(accelerator, "unavailable", lambda: "/dev/kvm does not exist")
     assert accelerator.settle("auto", image("new")) == ("tcg", "/dev/kvm does not exist")
+
+
+def test_a_verdict_that_cannot_be_kept_is_said_and_costs_no_start(
+    own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own_cache.parent.touch()  # no folder
+    accelerator.keep(GOOD, image("a"))
+    assert f"it cannot be kept in {own_cache.parent}" in caplog.text
+    assert accelerator.choice("auto", GOOD) == ("kvm", GOOD.reason)

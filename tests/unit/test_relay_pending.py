@@ -137,3 +137,15 @@ def test_a_running_cell_gets_an_error_and_a_reply_and_other_requests_no_error() 
         ("shell", "complete_reply", "question", "error"),
         ("iopub", "status", "question", ""),
     ]
+
+
+def test_a_cell_whose_id_was_used_before_has_its_own_time() -> None:
+    pending, watcher = watched()
+    pending.asked(request("a"))
+    pending.asked(request("a"))
+    pending.answered("shell", (b"client",), "a")
+    assert watcher.seen == ["+a", "-a", "+a"]
+    assert [cell.since for cell in pending.running] == [1]
+    pending.answered("shell", (b"client",), "a")
+    assert watcher.seen == ["+a", "-a", "+a", "-a"]
+    assert len(pending) == 0

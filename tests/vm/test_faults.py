@@ -9,14 +9,23 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
+from sandbox_kernel.errors import GuestError
+from sandbox_kernel.host import template
+from sandbox_kernel.image.progress import Silent
 from sandbox_kernel.paths import runtime_dir
+from sandbox_kernel.spec import VMSpec
+from sandbox_kernel.supervisor.nursery import nursery
+from sandbox_kernel.template.key import TemplateKey
+from sandbox_kernel.template.store import Template, TemplateStore
 from tests.microvm import READY, Kernel, alive, manager, microvm, traces, until
+from tests.vm.pools import started
 
 LIMIT = 2.0
 """Seconds within which everything of a killed kernel must be gone (SPECIFICATION.md, 'Clean-up')."""
@@ -115,6 +124,55 @@ def test_a_sudden_death_leaves_nothing(installed: None, victim: str, phase: str,
     assert until(lambda: not alive(everyone), LIMIT), alive(everyone)
 
 
+@pytest.mark.parametrize("victim", ["client", "supervisor"])
+def test_a_sudden_death_before_there_is_a_vm_leaves_nothing(installed: None, victim: str) -> None:
+    with client("starting", "auto") as (process, _):
+        assert until(lambda: bool(of_its_vm(process, "supervisor")), READY)
+        [supervisor] = of_its_vm(process, "supervisor")
+        supervisor.suspend()
+        everyone = process.children(recursive=True)
+        assert not of_its_vm(process, "qemu-system")
+        (process if victim == "client" else supervisor).kill()
+        supervisor.resume()
+        assert until(lambda: not alive(everyone), LIMIT), alive(everyone)
+
+
+def test_a_client_killed_before_its_supervisor_runs_leaves_nothing(installed: None) -> None:
+    with client("starting", "auto") as (process, _):
+        everyone = process.children(recursive=True)
+        process.kill()
+        assert not of_its_vm(process, "qemu-system")
+        assert until(lambda: not alive([process, *everyone]), LIMIT)
+
+
+def test_a_supervisor_killed_before_there_is_a_vm_is_told_in_a_sentence_and_the_next_start_works(
+    installed: None,
+) -> None:
+    nursery.close()  # so that the supervisor is a new interpreter, which takes its time
+    made = manager()
+    mine = psutil.Process()
+
+    def kill_it() -> None:
+        assert until(lambda: bool(of_its_vm(mine, "supervisor")), READY)
+        [supervisor] = of_its_vm(mine, "supervisor")
+        assert not of_its_vm(mine, "qemu-system")
+        supervisor.kill()
+
+    with ThreadPoolExecutor(1) as threads:
+        killed = threads.submit(kill_it)
+        with pytest.raises(
+            GuestError, match=r"The VM's supervisor \(process \d+\) has ended; restart the kernel\."
+        ):
+            made.start_kernel()
+        killed.result()
+    assert not traces(made.provisioner._vm_id())
+    made.start_kernel()
+    kernel = Kernel(made)
+    assert kernel.run("6 * 7") == "42"
+    kernel.client.stop_channels()
+    made.shutdown_kernel(now=True)
+
+
 def test_after_all_of_that_a_kernel_starts(installed: None) -> None:
     with microvm() as kernel:
         assert kernel.run("1 + 1") == "2"
@@ -129,6 +187,35 @@ def test_a_runtime_folder_that_is_deleted_costs_new_clients_and_nothing_else(ins
         kernel.client.wait_for_ready(timeout=READY)
         assert kernel.run("1 + 1") == "2"
     assert not traces(vm)
+
+
+@pytest.fixture
+def copied(installed: None, own_store: TemplateStore) -> Template:
+    """A copy of the usual template in a store of its own, of which nobody else has anything."""
+    with pytest.MonkeyPatch.context() as usual:
+        usual.delenv("XDG_DATA_HOME")
+        original = template.ensure(VMSpec(), Silent())
+    key = TemplateKey(**original.key | {"modules": tuple(original.key["modules"])})
+    with own_store.make(key) as staging:
+        assert staging is not None
+        for file in (original.ram, original.state):
+            subprocess.run(["cp", "--sparse=always", file, staging], check=True)
+        return own_store.publish(staging, key, original.qemu)
+
+
+def test_a_template_deleted_while_in_use_costs_its_kernels_nothing_and_the_next_ones_boot(
+    copied: Template,
+) -> None:
+    with microvm() as kernel:
+        assert started(kernel) == "restored"
+        assert until(lambda: nursery._waiting is not None, READY)  # another VM that has loaded it
+        shutil.rmtree(copied.directory)
+        # Memory that nobody has looked at yet: it comes from the file.
+        assert kernel.run("import sys, ctypes, sqlite3, xml.dom.minidom; 6 * 7") == "42"
+        kernel.manager.restart_kernel()
+        kernel.client.wait_for_ready(timeout=READY)
+        assert started(kernel) == "cold"
+        assert kernel.run("6 * 7") == "42"
 
 
 def test_two_managers_with_one_connection_file_have_a_kernel_each(installed: None, tmp_path: Path) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,68 +17,18 @@ from typing import Any
 import psutil
 import pytest
 
-from sandbox_kernel.host import template as host
-from sandbox_kernel.image.progress import Silent
-from sandbox_kernel.pool import client
-from sandbox_kernel.spec import VMSpec
-from tests.microvm import READY, Kernel, alive, microvm, traces, until
+from tests.microvm import READY, alive, microvm, traces, until
+from tests.vm import pools
+from tests.vm.pools import Pool, started
 from tests.vm.test_cleanup import CLIENT, LIMIT
 from tests.vm.test_template import SOURCES
 
 
-class Pool:
-    """A pool of its own, in a runtime directory of its own, which the environment names."""
-
-    def __init__(self, *options: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "sandbox_kernel.cli.main", "pool", *options],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def told(self) -> dict[str, Any]:
-        return client.status()
-
-    def ready(self) -> list[dict[str, Any]]:
-        try:
-            return [vm for vm in self.told()["vms"] if vm["ready"]]
-        except Exception:  # it has not come up yet
-            return []
-
-    def wait(self, count: int = 1) -> list[dict[str, Any]]:
-        assert until(lambda: len(self.ready()) >= count, READY), self.told()
-        return self.ready()
-
-    def end(self) -> str:
-        """Ends it and returns its log."""
-        self.process.terminate()
-        return self.process.communicate(timeout=READY)[1]
-
-
-@pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch, installed: None) -> Iterator[Path]:
-    host.ensure(VMSpec(), Silent())
-    folder = Path(tempfile.mkdtemp(prefix="skp"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
-    yield folder / "sandbox-kernel"
-    left = [str(path) for path in folder.glob("*/*")]
-    shutil.rmtree(folder)
-    assert left == []
-
-
 @pytest.fixture
 def pool(runtime: Path) -> Iterator[Pool]:
-    made = Pool("--size", "python3-microvm=1")
-    try:
+    with pools.pool() as made:
         made.wait()
         yield made
-    finally:
-        made.end()
-
-
-def started(kernel: Kernel) -> str:
-    report: dict[str, Any] = kernel.manager.provisioner.report
-    return str(report["start"])
 
 
 def test_a_kernel_from_the_pool_is_as_new_and_another_vm_takes_its_place(pool: Pool) -> None:
@@ -154,27 +102,8 @@ def test_an_exit_status_reaches_a_client_that_is_not_the_parent(pool: Pool) -> N
         assert kernel.manager.provisioner._handle.poll() == 3
 
 
-def family(pool: Pool) -> list[psutil.Process]:
-    top = psutil.Process(pool.process.pid)
-    return [top, *top.children(recursive=True)]
-
-
-def test_a_killed_pool_leaves_running_kernels_alone_and_no_orphan(pool: Pool) -> None:
-    with microvm() as kernel:
-        assert started(kernel) == "pooled"
-        (waiting,) = pool.wait()
-        mine = kernel.supervisor.children(recursive=True)
-        others = [each for each in family(pool) if each not in [kernel.supervisor, *mine]]
-        os.kill(pool.process.pid, signal.SIGKILL)
-        assert until(lambda: not alive(others), LIMIT), alive(others)
-        assert until(lambda: not traces(waiting["id"]), LIMIT), traces(waiting["id"])
-        assert kernel.run("6 * 7") == "42"
-    with microvm() as kernel:  # whose supervisor sweeps what the pool has left, and does without it
-        assert started(kernel) == "restored"
-
-
 def test_a_pool_that_is_told_to_end_takes_what_waits_with_it(pool: Pool) -> None:
-    everybody = family(pool)
+    everybody = pool.family()
     assert any("qemu" in each.name() for each in everybody)
     pool.end()
     assert not alive(everybody)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from sandbox_kernel.image.store import Image
 from sandbox_kernel.jail.cgroup import Cgroup
 from sandbox_kernel.machine.ignition import MachinePlan, ignite
 from sandbox_kernel.machine.machine import Machine
-from sandbox_kernel.paths import data_dir
 from sandbox_kernel.spec import VMSpec
 from sandbox_kernel.template.store import Template, TemplateStore
 from tests.microvm import READY, Kernel, microvm, until
@@ -179,16 +177,6 @@ def test_an_environment_that_an_interpreter_reads_when_it_starts_gets_one_of_its
         )
     with microvm(env=["COLOUR"]) as kernel:
         assert kernel.run("import os; print(os.environ['COLOUR'])") == "blue"
-
-
-@pytest.fixture
-def own_store(image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TemplateStore]:
-    """A data folder with the same image and templates of its own."""
-    folder = tmp_path / "sandbox-kernel"
-    folder.mkdir()
-    (folder / "images").symlink_to(data_dir() / "images")
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    yield TemplateStore()
 
 
 def test_a_template_that_qemu_does_not_take_is_discarded_and_the_kernel_boots(

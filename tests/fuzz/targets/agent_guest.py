@@ -136,6 +136,10 @@ class Kernel:
     def wait(self, peer: int) -> dict[str, object] | None:
         return {"code": 0, "signal": None} if GUEST.fate.below(2) else None
 
+    def stacks(self) -> bytes:
+        GUEST.act()
+        return b"stacks"[: GUEST.fate.below(7)]
+
     def signal(self, number: int) -> bool:
         assert 0 <= number <= 64
         return bool(GUEST.fate.below(2))
@@ -371,6 +375,7 @@ def seeds() -> Iterator[bytes]:
                     yield fated(standby=standby) + asked(**{**fields, name: wrong})
         yield fated(standby=standby) + everything
         yield fated(standby=standby) + start + wait + asked(op="signal", number=0)
+        yield fated(0, 0, 0, 6, standby=standby) + start + asked(op="stacks")
         for fate in range(16):
             yield fated(0, fate, 0, fate, fate, standby=standby) + start + wait
             yield fated(0, 0, fate, fate, 0, fate, fate, standby=standby) + asked(op="rehearse") * 2

@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -56,6 +56,7 @@ LIMITS = RelayLimits(
     requests=4,
 )
 MORE_LIMITS = (LIMITS, replace(LIMITS, output_bytes=2500), replace(LIMITS, message_rate=10.0))
+REPORT = death_module.report
 KEY = b"key"
 SIGNER = Signer(KEY, "hmac-sha256")
 CLIENTS = (b"c0", b"c1")
@@ -64,6 +65,8 @@ REQUESTS = ("execute_request", "kernel_info_request", "shutdown_request", "comm_
 NAMES = ("msg_id", "msg_type", "execution_count", "execution_state", "session")
 PEERS = {"iopub": "XPUB"}
 MOST_STEPS = 200
+# Plain integers: zmq's enumerations take longer than what is asked by them.
+EVENTS, POLLIN, POLLOUT, NOBLOCK = map(int, (zmq.EVENTS, zmq.POLLIN, zmq.POLLOUT, zmq.NOBLOCK))
 LONGEST_REQUEST = 1500
 
 
@@ -165,6 +168,7 @@ class Clients:
             for channel in CHANNELS:
                 made = self.sockets[channel] = ClientSocket(self.context, channel, LIMITS, None)
                 made.bind(f"inproc://{channel}")
+        self.files = {channel: int(made._socket.FD) for channel, made in self.sockets.items()}
         for channel in GUEST_CHANNELS:
             for number, identity in enumerate(CLIENTS):
                 peer = self.context.socket(zmq.SUB if channel == "iopub" else zmq.DEALER)
@@ -200,8 +204,8 @@ class Clients:
 
 def received(sock: zmq.Socket[bytes]) -> Iterator[list[bytes]]:
     """What waits in a socket."""
-    while sock.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
-        yield sock.recv_multipart(zmq.NOBLOCK)
+    while sock.getsockopt(EVENTS) & POLLIN:  # type: ignore[operator]
+        yield sock.recv_multipart(NOBLOCK)
 
 
 class Session:
@@ -211,6 +215,7 @@ class Session:
         self.script = script
         self.loop = loop
         self.asked = 0
+        loop.stirred = self.stirred = set()
         begin = script.number()
         relay = self.relay = Strict(LIMITS)
         relay.notice = "A notice." if begin & 16 else ""
@@ -250,10 +255,10 @@ class Session:
         frames = [self._identity() for _ in range(script.below(6) if shape == 15 else 1)]
         frames.append(b"<IDS|MSX>" if shape == 14 else DELIMITER)
         kind = KINDS[script.below(len(KINDS))]
-        header = {"msg_id": "x", "msg_type": kind, "pad": "p" * (400 if shape == 13 else 0)}
-        parts = [json.dumps(header).encode(), json.dumps({"msg_id": f"m{script.below(6)}"}).encode(), b"{}"]
+        parts = [header(msg_id="x", msg_type=kind, pad="p" * (400 if shape == 13 else 0))]
+        parts += [header(msg_id=f"m{script.below(6)}"), b"{}"]
         parts.append(json.dumps({"execution_count": script.number(), "text": "t" * 300}).encode())
-        frames += [SIGNER.sign(parts) if shape < 8 else b"signature", *parts]
+        frames += [signature_of(*parts) if shape < 8 else b"signature", *parts]
         if shape == 12:
             del frames[script.below(len(frames)) :]
             frames.append(b"")
@@ -313,11 +318,12 @@ class Session:
         script = self.script
         channel = ("shell", "control", "stdin")[script.below(3)]
         peer = ALL.peers[channel, script.below(2)]
-        header = {"msg_id": f"m{script.below(6)}", "msg_type": script.choose(REQUESTS)}
-        parts = [json.dumps(header).encode(), b"{}", b"{}", b" " * (script.number() % 1000)]
-        signature = b"false" if script.below(8) == 7 else SIGNER.sign(parts)
-        if peer.getsockopt(zmq.EVENTS) & zmq.POLLOUT:  # type: ignore[operator]
+        head = header(msg_id=f"m{script.below(6)}", msg_type=script.choose(REQUESTS))
+        parts = [head, b"{}", b"{}", b" " * (script.number() % 1000)]
+        signature = b"false" if script.below(8) == 7 else signature_of(*parts)
+        if peer.getsockopt(EVENTS) & POLLOUT:  # type: ignore[operator]
             peer.send_multipart([DELIMITER, signature, *parts], zmq.NOBLOCK)
+        self._stir(channel)
         self.asked += 1
 
     def subscribe(self) -> None:
@@ -325,6 +331,11 @@ class Session:
         topic = b"t" + self.script.bytes(self.script.below(4))
         peer.subscribe(topic)
         peer.unsubscribe(topic)
+        self._stir("iopub")
+
+    def _stir(self, channel: str) -> None:
+        """A client has done something to that socket: only then does epoll have its file read."""
+        self.stirred.add(ALL.files[channel])
 
     def read(self) -> None:
         """Clients read what there is."""
@@ -337,6 +348,7 @@ class Session:
 
     def turn(self) -> None:
         self.loop.run()
+        self.stirred.clear()
         for transport in self.transports.values():
             transport.deliver()
         self.check()
@@ -369,36 +381,38 @@ class Session:
         self.read()
         relay._guest = {}
         relay._forwarding = True
-        open_: list[Any] = []
         sent: list[tuple[str, list[Any]]] = []
-        written = death_module.report
-
-        def report_all(unanswered: Any, *rest: Any) -> Any:
-            open_.extend(unanswered)
-            return written(open_, *rest)
-
-        with (
-            mock.patch.object(death_module, "report", report_all),
-            mock.patch.object(
-                ClientSocket, "send", lambda sock, frames: sent.append((sock._channel, frames))
-            ),
-        ):
-            death = Death("KernelDied", "It is dead.", by_user_code=bool(self.script.below(2)))
-            report = relay.report_death(death)
-            try:
-                report.send(None)
-            except StopIteration:
-                pass
-            else:
-                raise AssertionError("a guest that is gone is waited for")
+        for channel, made in ALL.sockets.items():
+            made.send = partial(_keep, sent, channel)  # type: ignore[method-assign]
+        OPEN.clear()
+        death = Death("KernelDied", "It is dead.", by_user_code=bool(self.script.below(2)))
+        report = relay.report_death(death)
+        try:
+            report.send(None)
+        except StopIteration:
+            pass
+        else:
+            raise AssertionError("a guest that is gone is waited for")
+        for made in ALL.sockets.values():
+            del made.send
         for channel, frames in sent:
             at = message.find_delimiter(frames, LIMITS.identities)
             assert at is not None and (at == 1) == (channel in ("shell", "control", "iopub"))
             assert SIGNER.verifies(frames[at + 1], frames[at + 2 : at + 6])
             for part in frames[at + 2 : at + 6]:
                 assert isinstance(json.loads(part), dict)
-        assert sum(channel == "iopub" for channel, _ in sent) >= len(open_)
+        assert sum(channel == "iopub" for channel, _ in sent) >= len(OPEN)
         assert relay.unanswered == 0
+
+
+@cache
+def header(**fields: object) -> bytes:
+    return json.dumps(fields).encode()
+
+
+@lru_cache(1 << 14)
+def signature_of(*parts: bytes) -> bytes:
+    return SIGNER.sign(parts)
 
 
 Step = Callable[[Session], None]
@@ -431,12 +445,26 @@ def _run(data: bytes) -> None:
     ALL.clear()
 
 
+OPEN: list[Any] = []
+"""What the death report of this run was asked to answer."""
+
+
+def _report_all(unanswered: Any, *rest: Any) -> Any:
+    OPEN.extend(unanswered)
+    return REPORT(OPEN, *rest)
+
+
+def _keep(sent: list[tuple[str, list[Any]]], channel: str, frames: list[Any]) -> None:
+    sent.append((channel, frames))
+
+
 @contextmanager
 def fuzzing() -> Iterator[Run]:
     global ALL
     with ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(zmtp, **SIZES))
         stack.enter_context(mock.patch.object(client_module, "_WITHOUT_COPY", WITHOUT_COPY))
+        stack.enter_context(mock.patch.object(death_module, "report", _report_all))
         # A relay does nothing with its context but close it in the end.
         stack.enter_context(mock.patch.object(relay_module, "zmq", SimpleNamespace(Context=lambda: None)))
         for log in (relay_module.log, client_module.log):

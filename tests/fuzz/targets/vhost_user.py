@@ -17,6 +17,7 @@ import fcntl
 import logging
 import mmap
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -301,12 +302,11 @@ class Session:
             assert self.host._closed
         self.host._close()
         self.check()
+        poll = select.poll()
         for file in self.given:
-            try:
-                os.fstat(file)
-            except OSError:
-                continue
-            raise AssertionError("a file is left open")
+            poll.register(file, 0)
+        closed = [file for file, events in poll.poll(0) if events == select.POLLNVAL]
+        assert len(closed) == len(self.given), "a file is left open"
 
 
 def _number(script: Script) -> int:

@@ -1,0 +1,29 @@
+"""The template that a kernel lacked, made for the next one: later than its first cells, and behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from sandbox_kernel.errors import SandboxKernelError
+from sandbox_kernel.machine.template import make
+from sandbox_kernel.supervisor.decision import Decision
+from sandbox_kernel.template.store import TemplateStore
+
+log = logging.getLogger(__name__)
+
+_AFTER = 5.0
+"""Seconds after a cold start."""
+_TIMEOUT = 300.0
+
+
+async def make_later(decision: Decision) -> None:
+    """Makes it, unless it is there or is no use; what stands in the way is logged."""
+    await asyncio.sleep(_AFTER)
+    if decision.key is None or TemplateStore().open(decision.key) is not None:
+        return
+    try:
+        made = await make(TemplateStore(), decision.key, decision.image, timeout=_TIMEOUT)
+        log.info("template %s", "is being made by somebody else" if made is None else made.digest)
+    except SandboxKernelError as error:
+        log.warning("%s", error)
