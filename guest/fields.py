@@ -54,6 +54,14 @@ def words(request: Request, name: str) -> list[str]:
     return value
 
 
+def texts(request: Request, name: str, limit: int) -> list[str]:
+    """Texts of 1 to `limit` characters; none when it is left out."""
+    value = request.get(name, [])
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is a list of texts")
+    return [text({name: item}, name, limit) for item in value]
+
+
 def variables(request: Request, name: str) -> dict[str, str]:
     """An environment: names without `=`."""
     value = request.get(name, {})

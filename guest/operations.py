@@ -23,6 +23,7 @@ from children import Children, Plan
 from configuration import Configuration
 from fields import Request
 from kernel_process import KernelProcess, Order
+from mounts import Mounts
 from settings import Settings
 from template import Standby
 
@@ -47,13 +48,17 @@ class Operations:
         self._boot = boot or {}
         self._end_machine = end_machine
         self._kernel: KernelProcess | None = None
+        self._mounts = Mounts(settings)
         self.standby: Standby | None = None
         """The kernel of a template, until the first `start`."""
         self._starting = threading.Lock()
         """Held by whoever makes a kernel of something, or tries it out."""
 
-    def perform(self, request: Request, payload: bytes, peer: int) -> Answer:
+    def perform(self, request: Request, payload: bytes, peer: int) -> Answer | None:
         """Answers one request that came over the connection with the descriptor `peer`.
+
+        Returns:
+            The answer; None where the connection has become something else's.
 
         Raises:
             Refused: with a code and a sentence.
@@ -64,6 +69,9 @@ class Operations:
         try:
             if op == "wait":
                 return self._wait(peer)
+            if op == "mount":
+                self._mount(request, peer)
+                return None
             method: Callable[[Request, bytes], Answer] = getattr(self, f"_{op}")
             return method(request, payload)
         except OSError as error:
@@ -98,12 +106,16 @@ class Operations:
             fields.text(request, "cwd", _LONGEST_PATH, self._settings.home),
             fields.mapping(request, "connection"),
         )
+        mounts = fields.texts(request, "mounts", _LONGEST_PATH)
         with self._starting:
             if self._kernel is not None:
                 raise Refused("started", "The kernel of this VM has been started already.")
             configuration.apply(self._settings, self.standby is not None)
             if configuration.scratch and self.standby is not None:
                 self.standby.leave_home()
+            self._mounts.allow()
+            for target in mounts:
+                self._mounts.await_made(target)
             try:
                 adopted = self._adopt(order)
                 self._kernel = adopted or KernelProcess(self._children, self._settings, order)
@@ -203,6 +215,19 @@ class Operations:
         offset = fields.integer(request, "offset", 0, _LARGEST, 0)
         mode = fields.integer(request, "mode", 0, 0o777, 0o644)
         return Answer({"size": files.write(self._settings, path, payload, offset, mode)})
+
+    def _mount(self, request: Request, peer: int) -> None:
+        self._mounts.make(
+            fields.text(request, "target", _LONGEST_PATH), request.get("read_only") is True, peer
+        )
+
+    def _mounted(self, request: Request, payload: bytes) -> Answer:
+        self._mounts.await_made(fields.text(request, "target", _LONGEST_PATH))
+        return Answer()
+
+    def _unmount(self, request: Request, payload: bytes) -> Answer:
+        self._mounts.remove(fields.text(request, "target", _LONGEST_PATH))
+        return Answer()
 
     def _shutdown(self, request: Request, payload: bytes) -> Answer:
         return Answer(afterwards=self._end_machine)

@@ -20,7 +20,8 @@ from collections.abc import Callable
 from agent_protocol import HEADER, MAX_CONNECTIONS, FrameError, pack, parse_header, parse_message
 from answer import Answer, Refused
 
-Perform = Callable[[dict[str, object], bytes, int], Answer]
+Perform = Callable[[dict[str, object], bytes, int], Answer | None]
+"""The answer to a request; None when its connection is not for requests any more."""
 
 _FRAME_SECONDS = 30.0
 _FAREWELL = 1.0
@@ -115,7 +116,9 @@ class Server:
             with connection:
                 incoming = Incoming(connection, self._frame_seconds)
                 while (frame := incoming.frame()) is not None:
-                    afterwards = self._reply(connection, *frame)
+                    going_on, afterwards = self._reply(connection, *frame)
+                    if not going_on:
+                        return
                     if afterwards is not None:
                         _await_end(connection)
                         afterwards()
@@ -124,16 +127,19 @@ class Server:
 
     def _reply(
         self, connection: socket.socket, request: dict[str, object], payload: bytes
-    ) -> Callable[[], None] | None:
+    ) -> tuple[bool, Callable[[], None] | None]:
+        """Answers; whether the connection goes on, and what is to be called when the answer has been had."""
         afterwards = None
         try:
             answer = self._perform(request, payload, connection.fileno())
+            if answer is None:
+                return False, None
             frame, afterwards = pack({"ok": True, **answer.fields}, answer.payload), answer.afterwards
         except Refused as refused:
             message = str(refused)[:_LONGEST_MESSAGE]
             frame = pack({"ok": False, "error": refused.code, "message": message})
         send(connection, frame, self._frame_seconds)
-        return afterwards
+        return True, afterwards
 
 
 class Incoming:

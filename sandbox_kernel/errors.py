@@ -14,6 +14,7 @@
     │   ├── GuestProtocolError  it broke a protocol and is not to be trusted any more
     │   ├── BootError           it did not come up in time
     │   ├── KernelStartError    it came up, the kernel's command did not
+    │   ├── MountError          it could not mount a directory of the host
     │   ├── KernelExited        the kernel ended, or was ended by a signal that somebody in the guest sent
     │   ├── KernelCrashed       the kernel's interpreter crashed
     │   ├── GuestPanicked       the guest's Linux did
@@ -87,6 +88,10 @@ class BootError(GuestError):
 
 class KernelStartError(GuestError):
     """The guest is up, but the kernel's command could not be started or ended at once."""
+
+
+class MountError(GuestError):
+    """A directory of the host could not be mounted in the guest."""
 
 
 class KernelExited(GuestError):

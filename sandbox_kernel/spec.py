@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sandbox_kernel import mount
 from sandbox_kernel.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "SANDBOX_KERNEL_"
@@ -63,6 +64,8 @@ class VMSpec:
         message_size: MiB of one message from the kernel.
         message_rate: messages a second that the kernel may publish before it has to wait; 0: any number.
         unenforced: `warn` or `refuse`: what to do where this host cannot enforce a limit.
+        mounts: directories of the host, as mount.py describes them.
+        workdir: directory of the guest that the kernel starts in; its user's home when empty.
         start: `auto` (restored from a template where there is one) or `cold`.
         preload: Python modules that are imported in the template.
     """
@@ -88,6 +91,8 @@ class VMSpec:
     message_size: float = 256.0
     message_rate: float = 0.0
     unenforced: str = "warn"
+    mounts: tuple[str, ...] = ()
+    workdir: str = ""
     start: str = "auto"
     preload: tuple[str, ...] = ()
 
@@ -105,7 +110,7 @@ class VMSpec:
 DEFAULT = VMSpec()
 
 _NOT_OF_THE_VM = (
-    *("transport", "env", "boot_timeout", "processes"),
+    *("transport", "env", "boot_timeout", "processes", "mounts", "workdir"),
     *("cell_timeout", "cell_grace", "idle_timeout", "lifetime", "output", "message_size", "message_rate"),
 )
 """What is not decided before a kernel is launched."""
@@ -209,6 +214,19 @@ KEYS: dict[str, Key] = {
         _number("message_size", float, 0.1, 4096, " MiB"),
         _number("message_rate", float, 1, 1000000, " messages/s", _NO_LIMIT),
         _choice("unenforced", "warn", "refuse"),
+        Key(
+            "mounts",
+            tuple,
+            "a list of SOURCE:TARGET[:ro|:rw], paths that begin with `/`, {cwd} or {notebook_dir}",
+            pattern=mount.PATTERN,
+            most=16,
+        ),
+        Key(
+            "workdir",
+            str,
+            "an absolute path of the guest, {cwd}, {notebook_dir}, or empty for its user's home",
+            pattern=r"((/|\{(cwd|notebook_dir)\})[^\0]{0,1023})?",
+        ),
         _choice("start", "auto", "cold"),
         Key(
             "preload",
@@ -305,6 +323,23 @@ def resolve(
                 f"{cap} = {limit:g}; ask for {limit:g} or less."
             )
     return spec
+
+
+def mount_roots(environ: Mapping[str, str], configured: Sequence[str] | None) -> tuple[str, ...] | None:
+    """What the administrator lets be mounted, by traits or else the environment; None: all of the host.
+
+    Raises:
+        ConfigurationError: one of them is no directory's path.
+    """
+    text = environ.get(f"{ENVIRONMENT_PREFIX}MOUNT_ROOTS")
+    roots = configured if configured is not None else text.split() if text is not None else None
+    for root in roots or ():
+        if not re.fullmatch(mount.ROOT_PATTERN, root):
+            raise ConfigurationError(
+                f"mount_roots has {_shown(root)}; allowed are absolute paths, with :ro behind those where "
+                "nothing may be written."
+            )
+    return None if roots is None else tuple(roots)
 
 
 def _amount(name: str, value: float) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sandbox_kernel.errors import GuestError, GuestProtocolError, KernelStartError
+from sandbox_kernel.errors import GuestError, GuestProtocolError, KernelStartError, MountError
 
 _TEXT = 2000
 _NAME = 80
@@ -145,14 +145,22 @@ def accepted(answer: Mapping[str, object]) -> dict[str, object]:
     """The answer, if it is one that grants the request.
 
     Raises:
-        GuestError: it refuses, with a sentence; KernelStartError when the kernel cannot be started.
+        GuestError: it refuses, with a sentence; KernelStartError when the kernel cannot be started,
+            MountError when a directory cannot be mounted.
         GuestProtocolError: it does neither.
     """
     ok = _flag(answer, "ok")
     if ok:
         return dict(answer)
-    kind = KernelStartError if answer.get("error") == "start" else GuestError
-    raise kind(plain(_text(answer, "message")) or "The VM's agent refused without saying why.")
+    reason = plain(_text(answer, "message"))
+    match answer.get("error"):
+        case "mount":
+            raise MountError(f"The guest could not mount {reason}.")
+        case "start":
+            kind: type[GuestError] = KernelStartError
+        case _:
+            kind = GuestError
+    raise kind(reason or "The VM's agent refused without saying why.")
 
 
 def hello(answer: Mapping[str, object]) -> Hello:

@@ -145,6 +145,7 @@ class AgentClient:
         connection: Mapping[str, object],
         cwd: str | None = None,
         configuration: Configuration | None = None,
+        mounts: Sequence[str] = (),
     ) -> Started:
         """Starts the kernel; its channels may be connected from now on.
 
@@ -154,18 +155,34 @@ class AgentClient:
             connection: what its connection file has beside the endpoints: key and signature scheme.
             cwd: folder of the guest; the home of the kernel's user when None.
             configuration: of the guest, in force before the kernel is; None when it has one.
+            mounts: targets of mounts that have been asked for, which are there before the kernel is.
 
         Raises:
             KernelStartError: the command cannot be executed.
+            MountError: one of the mounts cannot be made.
         """
         order: dict[str, object] = {"argv": list(argv), "env": dict(env), "connection": dict(connection)}
         if cwd is not None:
             order["cwd"] = cwd
+        if mounts:
+            order["mounts"] = list(mounts)
         if configuration is not None:
             order["configuration"] = configuration.fields()
         entropy = configuration.entropy if configuration is not None else b""
         answer, _ = await self._call("start", order, entropy)
         return answers.started(answer)
+
+    async def await_mounted(self, target: str) -> None:
+        """Waits until a mount that has been asked for is there.
+
+        Raises:
+            MountError: it cannot be made.
+        """
+        await self.call("mounted", target=target)
+
+    async def unmount(self, target: str) -> None:
+        """Takes a mount away."""
+        await self.call("unmount", target=target)
 
     async def rehearse(self, configuration: Configuration) -> None:
         """Has the kernel that stands by rehearse its start, so that the start itself is fast.

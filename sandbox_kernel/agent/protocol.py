@@ -27,7 +27,8 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
                payload: at most MAX_ENTROPY bytes, credited to the random generator → clock (ns since the
                epoch)
     start      argv (`{connection_file}` is filled in), env, connection (object: what goes into the
-               connection file beside the endpoints), cwd?, configuration? (object: fields of `configure`);
+               connection file beside the endpoints), cwd?, configuration? (object: fields of `configure`),
+               mounts? (targets of mounts that are under way, which it waits for);
                payload as `configure` has it; both are applied before anything else → pid, adopted (whether
                a template's kernel has become it), clock (as `configure` has it). Once per guest, unless it
                failed. In a VM that was restored from a template the kernel runs already; its channels can
@@ -50,11 +51,16 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
                bytes of standard output and error. When the time is up its process group is killed
     read       path (from the kernel's home when relative), offset?, length? → size (of the file); payload
     write      path, offset? (0 cuts the file first), mode? (of a new file, 0o644); payload → size
+    mount      target (absolute path), read_only? → no answer: the connection is the mount's from now on, over
+               which the host serves 9p2000.L. Before `start` it waits for that
+    mounted    target → nothing, once it is mounted
+    unmount    target → nothing; who still has files open there is not waited for
     shutdown   → nothing; the machine ends when the caller has closed the connection, at most 1 s later
 
 `read` and `write` act with the rights of the kernel's user, on regular files only, and follow no link in the
 last place of a path. Error codes: `unknown` operation, `malformed` field, `failed` (the operating system's
-sentence), `start` (the kernel's command cannot be executed), `started` and `not started`, `no standby`.
+sentence), `start` (the kernel's command cannot be executed), `started` and `not started`, `no standby`,
+`mount` (a mount cannot be made).
 
 The kernel's five channels have one vsock port each, from `CHANNEL_PORTS`. The agent opens the listening
 sockets before it starts the kernel and hands them down, so the host may connect as soon as `start` is
@@ -105,10 +111,19 @@ MAX_ENTROPY = 512
 MAX_EXEC_SECONDS = 300.0
 """Seconds that a program started by `exec` may take."""
 
+MAX_MOUNTS = 16
+"""Mounts in a guest at a time."""
+MOUNT_ROOT = "/share"
+"""The directory that a mount asks its server for (9p2000.L, `aname`)."""
+MOUNT_MESSAGE = 64 * 1024
+"""Bytes of one message of 9p (`msize`): as many as the server takes."""
+KERNEL_USER = 1000
+"""Numeric id of the kernel's user and group, to which a mounted directory belongs."""
+
 OPERATIONS = frozenset(
     {
         *("hello", "configure", "start", "rehearse", "wait", "signal", "status"),
-        *("stacks", "exec", "read", "write", "shutdown"),
+        *("stacks", "exec", "read", "write", "shutdown", "mount", "mounted", "unmount"),
     }
 )
 

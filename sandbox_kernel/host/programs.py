@@ -47,6 +47,7 @@ PROGRAMS = (
     Program("mkfs.erofs", "erofs-utils", "packs the guest's root", minimum=(1, 5), ask=("-V",)),
     Program("fsck.erofs", "erofs-utils", "unpacks the guest's root", minimum=(1, 5), ask=("-V",)),
     Program("zstd", "zstd", "unpacks the guest's kernel"),
+    Program("diod", "diod", "serves mounted directories", ask=()),
     Program("tar", "tar", "unpacks the guest's Debian"),
     Program("setpriv", "util-linux", "ends tools with their caller"),
     Program("newuidmap", "uidmap", "lets a user build images", ask=(), user_only=True),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -64,12 +64,11 @@ class Jail:
             block_fd: inherited descriptor; the jail's process waits before it does anything until there
                 is a byte to read on it.
         """
+        share = self.program.parent.parent / "share"
         words = [
-            str(self.bwrap),
-            *("--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--as-pid-1"),
-            *("--cap-drop", "ALL", "--hostname", "jail", "--clearenv"),
+            *confined(self.bwrap, self.program, tuple(share / name for name in _FIRMWARE)),
+            "--as-pid-1",
             *("--proc", "/proc", "--dev", "/dev"),
-            *self._read_only(),
             *("--ro-bind", str(self.image), str(IMAGE)),
             *("--chdir", "/"),
         ]
@@ -83,14 +82,26 @@ class Jail:
             words += ["--block-fd", str(block_fd)]
         return [*words, "--", *argv]
 
-    def _read_only(self) -> Iterable[str]:
-        share = self.program.parent.parent / "share"
-        for path in [*map(Path, _LIBRARIES), *(share / name for name in _FIRMWARE)]:
-            if path.is_symlink():
-                yield from ("--symlink", str(path.readlink()), str(path))
-            elif path.exists():
-                yield from ("--ro-bind", str(path), str(path))
-        yield from ("--ro-bind", str(self.program), str(self.program))
+
+def confined(bwrap: Path, program: Path, also: Sequence[Path] = ()) -> list[str]:
+    """What every jail begins with: namespaces of its own, no capability, nothing but `program` to be seen.
+
+    Args:
+        bwrap: path of bubblewrap.
+        program: path of the program, the same inside and outside.
+        also: what else it reads, likewise; what does not exist is left out.
+    """
+    words = [
+        str(bwrap),
+        *("--unshare-all", "--unshare-user", "--die-with-parent", "--new-session"),
+        *("--cap-drop", "ALL", "--hostname", "jail", "--clearenv"),
+    ]
+    for path in (*map(Path, _LIBRARIES), *also):
+        if path.is_symlink():
+            words += ["--symlink", str(path.readlink()), str(path)]
+        elif path.exists():
+            words += ["--ro-bind", str(path), str(path)]
+    return [*words, "--ro-bind", str(program), str(program)]
 
 
 def find(program: str, fix: str) -> Path:

@@ -13,9 +13,11 @@ own. The contract is `jupyter_client.provisioning.KernelProvisionerBase`. What i
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import os
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 import zmq
@@ -23,13 +25,22 @@ from jupyter_client.connect import KernelConnectionInfo, LocalPortCache
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Float, Int, List, Unicode
 
-from sandbox_kernel import paths
+from sandbox_kernel import mount, paths
 from sandbox_kernel.death import Death
 from sandbox_kernel.errors import ConfigurationError, GuestError, HostError, SandboxKernelError
 from sandbox_kernel.pool.client import take
 from sandbox_kernel.provisioner.command import guest_argv
 from sandbox_kernel.provisioner.threads import in_thread
-from sandbox_kernel.spec import CAPS, ENVIRONMENT_PREFIX, KEYS, VMSpec, forwarded, from_environment, resolve
+from sandbox_kernel.spec import (
+    CAPS,
+    ENVIRONMENT_PREFIX,
+    KEYS,
+    VMSpec,
+    forwarded,
+    from_environment,
+    mount_roots,
+    resolve,
+)
 from sandbox_kernel.supervisor.control import CHANNELS, LaunchRequest
 from sandbox_kernel.supervisor.handle import SupervisorHandle
 from sandbox_kernel.supervisor.nursery import nursery
@@ -53,12 +64,17 @@ class MicroVMProvisioner(KernelProvisionerBase):
     vsock = Unicode(None, allow_none=True, config=True, help="auto, kernel or userspace.")
     transport = Unicode(None, allow_none=True, config=True, help="ipc or tcp, on the client's side.")
     env: Any = List(
-        None, allow_none=True, config=True, help="Host variables the kernel may see (NAME or PREFIX_*)."
+        default_value=None,
+        allow_none=True,
+        config=True,
+        help="Host variables the kernel may see (NAME or PREFIX_*).",
     )
     boot_timeout = Float(None, allow_none=True, config=True, help="Seconds until the kernel must accept.")
     processes = Int(None, allow_none=True, config=True, help="Processes and threads in the guest.")
     start = Unicode(None, allow_none=True, config=True, help="auto (from a template) or cold.")
-    preload: Any = List(None, allow_none=True, config=True, help="Modules imported in the template.")
+    preload: Any = List(
+        default_value=None, allow_none=True, config=True, help="Modules imported in the template."
+    )
     cpu_quota = Float(None, allow_none=True, config=True, help="CPUs of the host for the VM; 0: no limit.")
     disk = Int(None, allow_none=True, config=True, help="MiB of a scratch disk; 0: in memory, half of it.")
     disk_bandwidth = Float(None, allow_none=True, config=True, help="MiB/s of the VM's disks; 0: no limit.")
@@ -72,6 +88,16 @@ class MicroVMProvisioner(KernelProvisionerBase):
     message_rate = Float(None, allow_none=True, config=True, help="Messages a second; 0: no limit.")
     unenforced = Unicode(
         None, allow_none=True, config=True, help="warn or refuse, where this host cannot enforce a limit."
+    )
+    mounts: Any = List(
+        default_value=None, allow_none=True, config=True, help="Directories of the host: SOURCE:TARGET[:rw]."
+    )
+    workdir = Unicode(None, allow_none=True, config=True, help="Directory that the kernel starts in.")
+    mount_roots: Any = List(
+        default_value=None,
+        allow_none=True,
+        config=True,
+        help="Directories below which may be mounted, PATH or PATH:ro.",
     )
     max_memory = Int(None, allow_none=True, config=True, help="Most MiB of RAM a kernelspec may ask for.")
     max_vcpus = Int(None, allow_none=True, config=True, help="Most virtual CPUs a kernelspec may ask for.")
@@ -133,7 +159,8 @@ class MicroVMProvisioner(KernelProvisionerBase):
             ConfigurationError: something was configured that is not allowed.
         """
         km = self._manager
-        self._spec = spec = self._resolve_spec()
+        places = mount.places(kwargs.get("cwd"), kwargs.get("env", {}).get("JPY_SESSION_NAME", ""))
+        self._spec = spec = self._placed(self._resolve_spec(), places)
         self._prepare_encryption(kwargs.pop("transport_encryption", None))
         self._choose_endpoints(spec)
         session = kwargs.get("env", {}).get("JPY_SESSION_NAME", "")
@@ -232,8 +259,8 @@ class MicroVMProvisioner(KernelProvisionerBase):
         return {**info, "vm": vm, "death": self.death.to_dict() if self.death is not None else None}
 
     def resolve_path(self, path: str) -> str | None:
-        """The host's path for a path of the guest: there is none, no folder is shared."""
-        return None
+        """The host's path for a path of the guest; None where nothing of the host is mounted."""
+        return mount.host_path(map(mount.parse, self._spec.mounts), path) if self._launched else None
 
     def _resolve_spec(self) -> VMSpec:
         environment = from_environment(os.environ)
@@ -252,6 +279,18 @@ class MicroVMProvisioner(KernelProvisionerBase):
             ],
             caps,
         )
+
+    def _placed(self, spec: VMSpec, places: Mapping[str, str]) -> VMSpec:
+        """`spec` with mounts and the kernel's directory where this kernel has them.
+
+        Raises:
+            ConfigurationError: something is not to be mounted.
+        """
+        self._mount_roots = mount_roots(os.environ, self.mount_roots)
+        mounts = mount.fill_in(spec.mounts, places)
+        mount.check([mount.parse(text) for text in mounts], self._mount_roots)
+        [workdir] = mount.fill_in((spec.workdir,), places)
+        return dataclasses.replace(spec, mounts=mounts, workdir=workdir)
 
     def _prepare_encryption(self, requested: str | None) -> None:
         """Makes the CURVE keys that `transport_encryption` asks for (jupyter_client 8.9 or later)."""
@@ -292,7 +331,14 @@ class MicroVMProvisioner(KernelProvisionerBase):
         argv = guest_argv(cmd, str(self._manager.connection_file))
         name = str(self._manager.kernel_name)
         request = LaunchRequest(
-            self._vm_id(), self._spec, argv, env, info, notice=self._notice(), kernel=name
+            self._vm_id(),
+            self._spec,
+            argv,
+            env,
+            info,
+            notice=self._notice(),
+            kernel=name,
+            mount_roots=self._mount_roots,
         )
         pooled = await in_thread(take, self._spec)
         if pooled is not None:

@@ -52,6 +52,7 @@ class LaunchRequest:
         began: `time.monotonic` at which the start began.
         notice: a sentence that the first cell's output begins with; empty for none.
         kernel: the kernelspec's name, for people.
+        mount_roots: what the administrator lets be mounted (mount.py, `check`); None: anything.
     """
 
     id: str
@@ -63,6 +64,7 @@ class LaunchRequest:
     began: float = field(default_factory=time.monotonic)
     notice: str = ""
     kernel: str = ""
+    mount_roots: tuple[str, ...] | None = None
 
     def to_line(self) -> bytes:
         """This request as a line of the protocol."""
@@ -76,6 +78,7 @@ class LaunchRequest:
             ConfigurationError: a field is missing or has the wrong type.
         """
         try:
+            roots = message["mount_roots"]
             request = cls(
                 id=str(message["id"]),
                 spec=VMSpec.from_dict(message["spec"]),
@@ -86,6 +89,7 @@ class LaunchRequest:
                 began=float(message["began"]),
                 notice=str(message["notice"]),
                 kernel=str(message["kernel"]),
+                mount_roots=None if roots is None else tuple(map(str, roots)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(

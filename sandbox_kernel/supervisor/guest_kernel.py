@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -59,11 +59,16 @@ class GuestKernel:
         await self._attach()
         await self._machine.agent.rehearse(_configuration(spec.processes))
 
-    async def start(self, request: LaunchRequest) -> None:
+    async def start(self, request: LaunchRequest, mounts: Sequence[str] = ()) -> None:
         """Starts it, or has the one that stands by become it.
+
+        Args:
+            request: whose it is.
+            mounts: targets of mounts that have been asked for, which it waits for.
 
         Raises:
             KernelStartError: its command cannot be executed.
+            MountError: one of the mounts cannot be made.
         """
         if self._machine.restored and can_adopt(list(request.argv), dict(request.env)):
             self._attach()
@@ -71,7 +76,12 @@ class GuestKernel:
         connection = _guest_connection(request.connection)
         sent = time.time_ns()
         started = await self._machine.agent.start(
-            request.argv, request.env, connection, configuration=configuration
+            request.argv,
+            request.env,
+            connection,
+            cwd=request.spec.workdir or None,
+            configuration=configuration,
+            mounts=mounts,
         )
         took = time.time_ns() - sent
         self._trace.mark("kernel started")

@@ -33,7 +33,9 @@ from sandbox_kernel.errors import (
     SandboxKernelError,
     TemplateError,
 )
+from sandbox_kernel.files.server import require
 from sandbox_kernel.machine.machine import Machine
+from sandbox_kernel.mount import parse
 from sandbox_kernel.relay.limits import RelayLimits
 from sandbox_kernel.relay.relay import ClientEndpoints, Relay
 from sandbox_kernel.spec import LIMITS, VMSpec
@@ -44,6 +46,7 @@ from sandbox_kernel.supervisor.decision import decide
 from sandbox_kernel.supervisor.first import Begun
 from sandbox_kernel.supervisor.guest_kernel import GuestKernel
 from sandbox_kernel.supervisor.ladder import TimeLadder
+from sandbox_kernel.supervisor.shares import Shares
 from sandbox_kernel.supervisor.usage import Usage
 from sandbox_kernel.supervisor.window import Window
 from sandbox_kernel.trace import Trace
@@ -89,6 +92,7 @@ class Supervisor:
         self._machine: Machine | None = None
         self._kernel: GuestKernel | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._shares: Shares | None = None
         self._idle: list[asyncio.Task[None]] = []
         self._pooled = False
         self._orderly = False
@@ -134,6 +138,9 @@ class Supervisor:
             SandboxKernelError: with a sentence for the user; the VM's logs are then kept.
         """
         async with self._in_time(request.spec.boot_timeout):
+            mounts = [parse(text) for text in request.spec.mounts]
+            for mount in mounts:
+                require(mount)
             if self._machine is None:
                 beginning = await self._begin(request.id, request.spec)
             else:
@@ -144,7 +151,14 @@ class Supervisor:
                 self._stop_idling()  # how a start goes is for the start to say
             machine = await self._start_machine(beginning)
             kernel = self._kernel_of(machine)
-            await kernel.start(request)
+            shares = self._shares = Shares(
+                machine, beginning.belongings.cgroup, request.mount_roots, self._say
+            )
+            self._stack.push_async_callback(shares.aclose)
+            try:
+                await kernel.start(request, await shares.begin(mounts))
+            except GuestError as error:
+                raise shares.explain(error) from error
             if not kernel.adopted:
                 await kernel.connect()
             self._stop_idling()
@@ -350,6 +364,10 @@ class Supervisor:
     def _tell(self, trouble: str) -> None:
         """Tells the log, and whoever runs a cell now, or else next, of what went wrong on the host."""
         log.warning("%s", trouble)
+        self._say(trouble)
+
+    def _say(self, trouble: str) -> None:
+        """Tells whoever runs a cell now, or else next."""
         running = self._relay.running
         for cell in running:
             self._relay.say(cell.request.header, trouble)

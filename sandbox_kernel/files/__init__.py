@@ -1,0 +1,1 @@
+"""The host's files in a guest: directories that are mounted there."""
