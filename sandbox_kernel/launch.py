@@ -21,9 +21,10 @@ import click
 
 from sandbox_kernel.errors import ConfigurationError, GuestError, HostError, SandboxKernelError
 from sandbox_kernel.host.kernelspec import spec_of
+from sandbox_kernel.mount import places
 from sandbox_kernel.pool.client import take
 from sandbox_kernel.provisioner.command import LAUNCHER, guest_argv
-from sandbox_kernel.spec import forwarded
+from sandbox_kernel.spec import forwarded, mount_roots, placed
 from sandbox_kernel.supervisor.control import LaunchRequest
 from sandbox_kernel.supervisor.handle import SupervisorHandle
 from sandbox_kernel.trace import lines, summary
@@ -57,9 +58,10 @@ def run(file: Path, kernelspec: str | None, command: tuple[str, ...], trace: boo
     argv = guest_argv(
         ["python", "-m", LAUNCHER, "-f", str(file), *(("--", *command) if command else ())], str(file)
     )
-    spec = spec_of(kernelspec)
+    roots = mount_roots(os.environ, None)
+    spec = placed(spec_of(kernelspec), places(None, os.environ.get("JPY_SESSION_NAME", "")), roots)
     vm = "l" + os.urandom(5).hex()
-    request = LaunchRequest(vm, spec, argv, forwarded(spec.env, os.environ), info)
+    request = LaunchRequest(vm, spec, argv, forwarded(spec.env, os.environ), info, mount_roots=roots)
     stopping = threading.Event()
     handles: list[SupervisorHandle] = []
 

@@ -342,6 +342,23 @@ def mount_roots(environ: Mapping[str, str], configured: Sequence[str] | None) ->
     return None if roots is None else tuple(roots)
 
 
+def placed(spec: VMSpec, where: Mapping[str, str], roots: Sequence[str] | None) -> VMSpec:
+    """`spec` with mounts and the kernel's directory where one kernel has them.
+
+    Args:
+        spec: with `{cwd}` and `{notebook_dir}` in it.
+        where: what they stand for (mount.py, `places`).
+        roots: what the administrator lets be mounted.
+
+    Raises:
+        ConfigurationError: something is not to be mounted.
+    """
+    mounts = mount.fill_in(spec.mounts, where)
+    mount.check([mount.parse(text) for text in mounts], roots)
+    [workdir] = mount.fill_in((spec.workdir,), where)
+    return dataclasses.replace(spec, mounts=mounts, workdir=workdir)
+
+
 def _amount(name: str, value: float) -> str:
     return f"0 ({KEYS[name].zero})" if KEYS[name].zero and value == 0 else f"{value:g}"
 

@@ -41,16 +41,21 @@ def kernelspec() -> None:
 
 
 @kernelspec.command("install")
-@click.option("--name", default="python3-microvm", show_default=True, help="The kernelspec's name.")
+@click.option("--name", help="The kernelspec's name [default: python3-microvm, or python3-microvm-here].")
 @click.option("--image", "image_name", help="Guest image for its kernels [default: the default image].")
 @click.option("--display-name", help="What frontends show.")
+@click.option("--here", is_flag=True, help="Its kernels have the notebook's directory, read-write.")
 @place_options
-def install(name: str, image_name: str | None, display_name: str | None, prefix: str | None) -> None:
+def install(
+    name: str | None, image_name: str | None, display_name: str | None, here: bool, prefix: str | None
+) -> None:
     """Install the kernelspec for this environment's interpreter."""
-    from sandbox_kernel.host.kernelspec import Installation
+    from sandbox_kernel.host.kernelspec import DEFAULT, HERE, Installation
     from sandbox_kernel.host.kernelspec import install as put
 
     if image_name is not None:
         ImageStore().open(image_name)
-    folder, written = put(Installation(name, prefix, image_name, display_name))
+    like = HERE if here else DEFAULT
+    name = name or like
+    folder, written = put(Installation(name, prefix, image_name, display_name, like))
     click.echo(f"kernelspec {name} {'installed' if written else 'is up to date'}: {folder}")

@@ -85,13 +85,12 @@ def start(mount: Mount, fd: int, cgroup: Cgroup) -> FileServer:
         _not_shown(),
         fd,
     )
-    limits = ("prlimit", f"--data={_MEMORY}", f"--nofile={_OPEN_FILES}", "--core=0", "--")
     parent = ParentThread()
 
     def begin() -> subprocess.Popen[bytes]:
         born = cgroup.join()
         popen = subprocess.Popen(
-            [*limits, *argv],
+            limited(argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -147,7 +146,14 @@ def command(bwrap: Path, diod: Path, mount: Mount, masked: Sequence[Path], fd: i
             place = f"{MOUNT_ROOT}/{folder.relative_to(source)}"
             words += ["--tmpfs", place, "--remount-ro", place]
     serve = ("-f", "-n", "-L", "stderr", "-t", str(_THREADS), "-e", MOUNT_ROOT)
-    return [*words, "--chdir", "/", "--", str(diod), *serve, "-r", str(fd), "-w", str(fd)]
+    # A name with `..` in it must not make files in the jail's own root, which is memory of the host.
+    words += ["--remount-ro", "/", "--chdir", "/"]
+    return [*words, "--", str(diod), *serve, "-r", str(fd), "-w", str(fd)]
+
+
+def limited(argv: Sequence[str]) -> list[str]:
+    """`argv` with bounds on what a guest can make it take (prlimit(1))."""
+    return ["prlimit", f"--data={_MEMORY}", f"--nofile={_OPEN_FILES}", "--core=0", "--", *argv]
 
 
 def _not_shown() -> list[Path]:

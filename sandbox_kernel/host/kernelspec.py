@@ -26,6 +26,8 @@ from sandbox_kernel.resources import kernelspecs_dir
 from sandbox_kernel.spec import CAPS, ENVIRONMENT_PREFIX, VMSpec, from_environment, resolve
 
 DEFAULT = "python3-microvm"
+HERE = "python3-microvm-here"
+"""The one whose kernels have the notebook's directory."""
 _PROVISIONER = "microvm-provisioner"
 
 
@@ -38,12 +40,14 @@ class Installation:
         prefix: folder below which it goes (share/jupyter/kernels); None for the user's own data folder.
         image: guest image that its kernels run in; the default one when None.
         display_name: what frontends show; made from the image's name when None.
+        like: `DEFAULT` or `HERE`: which of this package's kernelspecs it is a copy of.
     """
 
     name: str = DEFAULT
     prefix: str | None = None
     image: str | None = None
     display_name: str | None = None
+    like: str = DEFAULT
 
 
 def default_prefix() -> str | None:
@@ -67,7 +71,7 @@ def install(wanted: Installation) -> tuple[Path, bool]:
         )
     with tempfile.TemporaryDirectory(prefix="sandbox-kernel-") as scratch:
         source = Path(scratch) / "kernelspec"
-        shutil.copytree(kernelspecs_dir() / DEFAULT, source)
+        shutil.copytree(kernelspecs_dir() / wanted.like, source)
         (source / "kernel.json").write_text(fill_in((source / "kernel.json").read_text(), wanted))
         manager = KernelSpecManager()
         try:
@@ -88,9 +92,11 @@ def fill_in(kernel_json: str, wanted: Installation) -> str:
     """The text of kernel.json with interpreter, image and display name in their places."""
     spec = json.loads(kernel_json)
     spec["argv"][0] = sys.executable
+    spec["argv"] = [wanted.name if word == wanted.like else word for word in spec["argv"]]
     if wanted.image is not None:
         spec["metadata"]["kernel_provisioner"]["config"]["image"] = wanted.image
-        spec["display_name"] = f"Python 3 (micro-VM, {wanted.image})"
+        folder = ", this folder" if wanted.like == HERE else ""
+        spec["display_name"] = f"Python 3 (micro-VM, {wanted.image}{folder})"
     if wanted.display_name is not None:
         spec["display_name"] = wanted.display_name
     return json.dumps(spec, indent=2) + "\n"

@@ -62,6 +62,7 @@ def run(progress: Progress, mirror: str | None = None, prefix: str | None = None
     chosen, reason = _choose_accelerator(image, progress)
     template.offer(order.name, progress)
     folder, _ = kernelspec.install(kernelspec.Installation(prefix=prefix))
+    kernelspec.install(kernelspec.Installation(kernelspec.HERE, prefix, like=kernelspec.HERE))
     return Outcome(image, chosen, reason, folder)
 
 

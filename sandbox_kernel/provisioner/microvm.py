@@ -13,11 +13,9 @@ own. The contract is `jupyter_client.provisioning.KernelProvisionerBase`. What i
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 import os
 import signal
-from collections.abc import Mapping
 from typing import Any
 
 import zmq
@@ -39,6 +37,7 @@ from sandbox_kernel.spec import (
     forwarded,
     from_environment,
     mount_roots,
+    placed,
     resolve,
 )
 from sandbox_kernel.supervisor.control import CHANNELS, LaunchRequest
@@ -159,8 +158,9 @@ class MicroVMProvisioner(KernelProvisionerBase):
             ConfigurationError: something was configured that is not allowed.
         """
         km = self._manager
-        places = mount.places(kwargs.get("cwd"), kwargs.get("env", {}).get("JPY_SESSION_NAME", ""))
-        self._spec = spec = self._placed(self._resolve_spec(), places)
+        where = mount.places(kwargs.get("cwd"), kwargs.get("env", {}).get("JPY_SESSION_NAME", ""))
+        self._mount_roots = mount_roots(os.environ, self.mount_roots)
+        self._spec = spec = placed(self._resolve_spec(), where, self._mount_roots)
         self._prepare_encryption(kwargs.pop("transport_encryption", None))
         self._choose_endpoints(spec)
         session = kwargs.get("env", {}).get("JPY_SESSION_NAME", "")
@@ -279,18 +279,6 @@ class MicroVMProvisioner(KernelProvisionerBase):
             ],
             caps,
         )
-
-    def _placed(self, spec: VMSpec, places: Mapping[str, str]) -> VMSpec:
-        """`spec` with mounts and the kernel's directory where this kernel has them.
-
-        Raises:
-            ConfigurationError: something is not to be mounted.
-        """
-        self._mount_roots = mount_roots(os.environ, self.mount_roots)
-        mounts = mount.fill_in(spec.mounts, places)
-        mount.check([mount.parse(text) for text in mounts], self._mount_roots)
-        [workdir] = mount.fill_in((spec.workdir,), places)
-        return dataclasses.replace(spec, mounts=mounts, workdir=workdir)
 
     def _prepare_encryption(self, requested: str | None) -> None:
         """Makes the CURVE keys that `transport_encryption` asks for (jupyter_client 8.9 or later)."""
