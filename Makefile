@@ -52,7 +52,7 @@ lint: env
 	$(BIN)/lint-imports
 
 unit: setup
-	$(BIN)/python -m pytest tests/unit tests/relay tests/fuzz
+	$(BIN)/python -m pytest tests/unit tests/relay tests/fuzz tests/files
 
 vm: setup
 	$(BIN)/python -m pytest tests/vm

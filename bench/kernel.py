@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -26,12 +27,15 @@ DEADLINE = 120.0
 COLD = ", cold"
 POOLED = ", pooled"
 FIRST = ", first"
-WAYS = {COLD: "cold", POOLED: "pooled", FIRST: "first"}
+MOUNTED = ", mounted"
+WAYS = {COLD: "cold", POOLED: "pooled", FIRST: "first", MOUNTED: "mounted"}
 """How a VM starts, by what is put behind the kernelspec's name.
 
-Without, it is restored from a template, for a client that has started one before (supervisor/nursery.py).
+Without, it is restored from a template, for a client that has started one before (supervisor/nursery.py);
+`MOUNTED` is the same with `Turn.folder` mounted.
 """
 START = "SANDBOX_KERNEL_START"
+MOUNTS = "SANDBOX_KERNEL_MOUNTS"
 _FIXES = {
     "cold": "the kernelspec must not set start",
     "restored": "`sandbox-kernel template build` makes the template",
@@ -50,6 +54,7 @@ class Turn:
     Attributes:
         manager: started.
         client: its channels are open.
+        folder: a directory of the host for this turn; a VM has it at the same path if it has it mounted.
         began: `time.monotonic()` just before the start.
         first_reply: seconds from there to the first `kernel_info_reply`.
         ready: seconds from there to the end of `wait_for_ready`, which ends with 0.2 s of quiet on iopub.
@@ -57,6 +62,7 @@ class Turn:
 
     manager: KernelManager
     client: BlockingKernelClient
+    folder: Path
     began: float
     first_reply: float = 0.0
     ready: float = 0.0
@@ -160,22 +166,25 @@ def started(name: str) -> Iterator[Turn]:
     with ExitStack() as stack:
         stack.enter_context(pool.no_pool())
         stack.enter_context(pool.environment({START: "cold" if way == "cold" else "auto"}))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        if way == "mounted":
+            stack.enter_context(pool.environment({MOUNTS: f"{folder}:{folder}:rw"}))
         if way == "pooled":
             stack.enter_context(pool.running(kernelspec))
         stack.callback(nursery.close)
-        if way == "restored" and _in_a_vm(manager):
+        if way in ("restored", "mounted") and _in_a_vm(manager):
             nursery.warm(spec_of(kernelspec))
         began = time.monotonic()
         manager.start_kernel(stderr=subprocess.DEVNULL)  # a plain kernel's warnings would break the table
         client = manager.blocking_client()
-        turn = Turn(manager, client, began)
+        turn = Turn(manager, client, folder, began)
         try:
             client.start_channels()
             client.kernel_info(reply=True, timeout=DEADLINE)
             turn.first_reply = time.monotonic() - began
             client.wait_for_ready(timeout=DEADLINE)
             turn.ready = time.monotonic() - began
-            expect(turn.report, "restored" if way == "first" else way)
+            expect(turn.report, "restored" if way in ("first", "mounted") else way)
             if _in_a_vm(manager):
                 _settle(spec_of(kernelspec))
             yield turn

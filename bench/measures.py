@@ -20,6 +20,16 @@ FLOOD = 5
 
 _STDOUT_LINES = "for _ in range(20_000): print('x' * 999)"
 _STDOUT_BLOCKS = "for _ in range(20): print('x' * 999_999)"
+_FILE_BYTES = 32_000_000
+_FILES = 200
+_LARGE = {
+    "write 32 MB into one file": "with open(folder + '/large', 'wb') as file: file.write(block)",
+    "read it": "with open(folder + '/large', 'rb') as file: assert len(file.read()) == len(block)",
+}
+_SMALL = {
+    "write 200 files of 1 kB": "for at in range(200): open(f'{folder}/{at}', 'wb').write(block[:1000])",
+    "list and read them": "import os\nfor n in os.listdir(folder): open(f'{folder}/{n}', 'rb').read(1000)",
+}
 _DISPLAY = "display({'text/plain': 'x' * 20_000_000}, raw=True)"
 
 
@@ -80,6 +90,15 @@ def display(turn: Turn) -> list[Sample]:
     return [Sample("20 MB display", "s", (seconds,))]
 
 
+def files(turn: Turn) -> list[Sample]:
+    """A directory of the host, as the kernel has it: one large file, many small ones, written and read."""
+    _timed(turn, f"folder, block = {str(turn.folder)!r}, bytes({_FILE_BYTES})")
+    found = [Sample(name, "s", (_timed(turn, code),)) for name, code in {**_LARGE, **_SMALL}.items()]
+    _expect((turn.folder / "large").stat().st_size, _FILE_BYTES)
+    _expect(len(list(turn.folder.iterdir())), _FILES + 1)
+    return found
+
+
 def interrupt(turn: Turn) -> list[Sample]:
     """From `interrupt_kernel` to the cell's reply, while a cell floods stdout and the client reads."""
     request = turn.send("while True: print('x' * 100)")
@@ -117,6 +136,7 @@ ORDER: dict[str, Callable[[Turn], list[Sample]]] = {
     "stdout-lines": stdout_lines,
     "stdout-blocks": stdout_blocks,
     "display": display,
+    "files": files,
     "interrupt": interrupt,
     "shut-down": shut_down,
 }
@@ -167,7 +187,7 @@ def _streamed(turn: Turn, code: str) -> float:
 
 def _expect(received: int, sent: int) -> None:
     if received != sent:
-        raise KernelTrouble(f"Of {sent} bytes of output {received} arrived.")
+        raise KernelTrouble(f"Of {sent} (bytes, or files) {received} arrived.")
 
 
 def _memory(turn: Turn, name: str) -> Sample:

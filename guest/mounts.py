@@ -29,13 +29,14 @@ class Mounts:
         self._settings = settings
         self._changed = threading.Condition()
         self._open = False
+        self._expected: list[str] = []
         self._targets: dict[str, str | None] = {}
         """What came of each: None while it is under way, nothing when it is mounted, else why it is not."""
 
-    def allow(self) -> None:
-        """The guest is configured: from now on they are made."""
+    def allow(self, expected: list[str]) -> None:
+        """The guest is configured: from now on they are made, and of those expected an outer one first."""
         with self._changed:
-            self._open = True
+            self._open, self._expected = True, expected
             self._changed.notify_all()
 
     def make(self, target: str, read_only: bool, connection: int) -> None:
@@ -52,7 +53,7 @@ class Mounts:
             if len(self._targets) >= MAX_MOUNTS and target not in self._targets:
                 raise Refused("failed", f"mount: there are {MAX_MOUNTS} mounts, which is the most")
             self._targets[target] = None
-            allowed = self._changed.wait_for(lambda: self._open, _PATIENCE)
+            allowed = self._changed.wait_for(lambda: self._may_make(target), _PATIENCE)
         try:
             if not allowed:
                 raise TimeoutError("the guest was not configured in time")
@@ -64,6 +65,10 @@ class Mounts:
         with self._changed:
             self._targets[target] = outcome
             self._changed.notify_all()
+
+    def _may_make(self, target: str) -> bool:
+        outer = (each for each in self._expected if target.startswith(f"{each}/"))
+        return self._open and all(self._targets.get(each) is not None for each in outer)
 
     def await_made(self, target: str) -> None:
         """Returns when it is mounted.

@@ -113,7 +113,7 @@ class Operations:
             configuration.apply(self._settings, self.standby is not None)
             if configuration.scratch and self.standby is not None:
                 self.standby.leave_home()
-            self._mounts.allow()
+            self._mounts.allow(mounts)
             for target in mounts:
                 self._mounts.await_made(target)
             try:

@@ -99,6 +99,7 @@ def run(suite: Suite, archive: Path, python: Path, choice: Choice, image: str) -
             *arguments(suite, python, choice, junit.resolve()),
         ]
         variables = environment(os.environ, folder, python, choice.target, image)
+        variables |= {f"SANDBOX_KERNEL_{key.upper()}": value for key, value in suite.config.items()}
         started = time.monotonic()
         with log.open("w") as output, _pool(python, variables, choice.target, output):
             process = subprocess.Popen(

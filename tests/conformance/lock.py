@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -43,6 +43,7 @@ class Suite:
         installed: the tests are part of the installed package.
         beside: files of this folder that are put beside the source distribution's and run, too.
         guest: packages that its cells import beside the default image's.
+        config: the VM's configuration, as in the environment, where it is not the default one.
         quick: part of `--quick`.
         warnings: filters of Python's warnings, added to the suite's own.
         patience: factor on the waits of the suite's client calls.
@@ -56,6 +57,7 @@ class Suite:
     installed: bool = False
     beside: tuple[str, ...] = ()
     guest: tuple[str, ...] = ()
+    config: Mapping[str, str] = field(default_factory=dict, hash=False)
     quick: bool = False
     warnings: tuple[str, ...] = ()
     patience: float = 1.0

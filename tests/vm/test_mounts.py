@@ -130,9 +130,9 @@ def test_a_restarted_kernel_has_its_mounts_again(kernel: Kernel) -> None:
 def test_limits_of_a_mount_hold_and_are_told(installed: None, tmp_path: Path, start: str) -> None:
     mounts = [f"{tmp_path}:/out:rw,written=1,files=3"]
     with microvm(mounts=mounts, start=start, disk=64) as kernel:
-        write = "file = open('/out/a', 'wb', buffering=0)\nfor _ in range(3): file.write(bytes(1 << 19))"
-        with pytest.raises(RuntimeError):
-            kernel.run(write)
+        with pytest.raises(RuntimeError) as caught:
+            kernel.run("with open('/out/a', 'wb') as file: file.write(bytes(3 << 19))")
+        assert "OSError: [Errno " in str(caught.value)
         seen = kernel.run(
             "try:\n    for number in range(5): open(f'/out/{number}', 'w').close()\n"
             "except OSError as error: print(error.strerror)"
@@ -140,6 +140,16 @@ def test_limits_of_a_mount_hold_and_are_told(installed: None, tmp_path: Path, st
         assert seen == "Disk quota exceeded"
     assert (tmp_path / "a").stat().st_size <= 1 << 20
     assert {path.name for path in tmp_path.iterdir()} == {"a", "0", "1"}
+
+
+def test_one_directory_can_be_mounted_in_another(installed: None, tmp_path: Path) -> None:
+    for name in ("outer", "inner", "outer/place"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    mounts = [f"{tmp_path}/inner:/data/place", f"{tmp_path}/outer:/data"]
+    with microvm(mounts=mounts) as kernel:
+        seen = kernel.run("print(open('/data/file').read(), open('/data/place/file').read())")
+        assert seen == "outer inner"
 
 
 def test_the_cell_that_reaches_a_limit_is_told_which(installed: None, tmp_path: Path) -> None:
