@@ -16,6 +16,7 @@ import click
 from sandbox_kernel.cli.doctor import doctor
 from sandbox_kernel.cli.image import image
 from sandbox_kernel.cli.kernelspec import kernelspec
+from sandbox_kernel.cli.mount import mount, mounts, unmount
 from sandbox_kernel.cli.pool import pool
 from sandbox_kernel.cli.setup import setup
 from sandbox_kernel.cli.template import template
@@ -42,7 +43,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
 
 
-for command in (setup, doctor, image, template, pool, kernelspec, ps, stats):
+for command in (setup, doctor, image, template, pool, kernelspec, ps, stats, mount, unmount, mounts):
     main.add_command(command)
 
 

@@ -48,7 +48,7 @@ from sandbox_kernel.supervisor.guest_kernel import GuestKernel
 from sandbox_kernel.supervisor.ladder import TimeLadder
 from sandbox_kernel.supervisor.shares import Shares
 from sandbox_kernel.supervisor.usage import Usage
-from sandbox_kernel.supervisor.window import Window
+from sandbox_kernel.supervisor.window import Operation, Window
 from sandbox_kernel.trace import Trace
 
 log = logging.getLogger(__name__)
@@ -216,15 +216,32 @@ class Supervisor:
         )
 
     async def open_window(self) -> None:
-        """Lets others of this user look at the VM from now on."""
+        """Lets others of this user reach the VM from now on."""
         assert self._beginning is not None
-
-        async def look() -> dict[str, Any]:
-            return (await self.usage()).to_dict()
-
-        window = Window(self._beginning.belongings.runtime, look)
+        window = Window(self._beginning.belongings.runtime, self._operations())
         self._stack.push_async_callback(window.aclose)
         await window.open()
+
+    def _operations(self) -> dict[str, Operation]:
+        """What others of this user may ask of the VM (window.py)."""
+        assert self._shares is not None
+        shares = self._shares
+
+        async def look(request: Mapping[str, Any]) -> dict[str, Any]:
+            return {"usage": (await self.usage()).to_dict()}
+
+        async def mount(request: Mapping[str, Any]) -> dict[str, Any]:
+            await shares.add(parse(str(request.get("mount"))))
+            return {}
+
+        async def unmount(request: Mapping[str, Any]) -> dict[str, Any]:
+            await shares.remove(str(request.get("target")))
+            return {}
+
+        async def mounts(request: Mapping[str, Any]) -> dict[str, Any]:
+            return {"mounts": [str(each) for each in shares.mounts]}
+
+        return {"usage": look, "mount": mount, "unmount": unmount, "mounts": mounts}
 
     async def status(self) -> dict[str, Any]:
         """What the agent reports of the kernel and the guest's memory, and how the start went so far.

@@ -1,15 +1,16 @@
-"""Where others of the same user may look at a VM: a Unix socket in its folder, which answers and no more.
+"""Where others of the same user reach a VM that has a client: a Unix socket in its folder.
 
-    runtime/<id>/control    → {"op": "usage"}    ← {"ok": true, "usage": {…}} or {"ok": false, …}
+    runtime/<id>/control    → {"op": name, …}    ← {"ok": true, …} or {"ok": false, "error": …, "message": …}
 
-The folder's mode keeps other users out. One request a connection, a few connections at a time.
+One request a connection, a few connections at a time; which operations there are, the supervisor says. The
+folder's mode keeps other users out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +21,30 @@ log = logging.getLogger(__name__)
 
 SOCKET = "control"
 """In a VM's runtime folder."""
-_LINE = 4096
+_LINE = 64 * 1024
 SECONDS = 5.0
-"""That an answer may take."""
+"""That an answer may take which only tells something."""
+PATIENCE = 60.0
+"""Seconds for one that changes something."""
 _AT_A_TIME = 8
 
-Look = Callable[[], Awaitable[dict[str, Any]]]
+Operation = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
+"""Takes the request, returns what the answer has beside `ok`."""
 
 
 class Window:
     """The answering end."""
 
-    def __init__(self, folder: Path, look: Look) -> None:
+    def __init__(self, folder: Path, operations: Mapping[str, Operation]) -> None:
         """Nothing yet; see `open`.
 
         Args:
             folder: the VM's runtime folder, whose owner removes the socket with it.
-            look: gives the usage.
+            operations: by name.
         """
         self._path = folder / SOCKET
-        self._look = look
-        self._looking = 0
+        self._operations = operations
+        self._answering = 0
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
@@ -48,7 +52,7 @@ class Window:
         try:
             self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_LINE)
         except OSError as error:
-            log.warning("nobody can look at this VM: %s", error)
+            log.warning("this VM can be seen by its client only: %s", error)
 
     async def aclose(self) -> None:
         """Answers no more; idempotent."""
@@ -56,23 +60,29 @@ class Window:
             self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._looking += 1
+        self._answering += 1
         try:
-            if self._looking <= _AT_A_TIME:
+            if self._answering <= _AT_A_TIME:
                 async with asyncio.timeout(SECONDS):
-                    writer.write(to_line(await self._answer(await reader.readline())))
+                    line = await reader.readline()
+                async with asyncio.timeout(PATIENCE):
+                    writer.write(to_line(await self._answer(line)))
                     await writer.drain()
         except (OSError, ValueError, TimeoutError):
             pass  # whoever asked is gone, or does not speak as one should
         finally:
-            self._looking -= 1
+            self._answering -= 1
             writer.close()
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
-            op = from_line(line).get("op")
-            if op != "usage":
-                raise ConfigurationError(f"There is nothing to see as {op!r}; ask for 'usage'.")
-            return {"ok": True, "usage": await self._look()}
+            request = from_line(line)
+            operation = self._operations.get(str(request.get("op")))
+            if operation is None:
+                raise ConfigurationError(
+                    f"A VM has no operation {str(request.get('op'))[:40]!r}; there are "
+                    f"{', '.join(self._operations)}."
+                )
+            return {"ok": True, **await operation(request)}
         except SandboxKernelError as error:
             return failure(error)

@@ -6,13 +6,14 @@ import asyncio
 import json
 import socket
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sandbox_kernel.errors import GuestError
-from sandbox_kernel.supervisor import overview
+from sandbox_kernel.errors import ConfigurationError, GuestError, HostError, MountError
+from sandbox_kernel.supervisor import overview, remote
 from sandbox_kernel.supervisor.window import SOCKET, Window
 
 
@@ -26,10 +27,10 @@ async def ask(folder: Path, line: bytes) -> dict[str, Any]:
 
 @pytest.fixture
 async def window(tmp_path: Path) -> Any:
-    async def look() -> dict[str, Any]:
-        return {"id": tmp_path.name, "cpu": 1.5}
+    async def look(request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"usage": {"id": tmp_path.name, "cpu": 1.5}}
 
-    made = Window(tmp_path, look)
+    made = Window(tmp_path, {"usage": look})
     await made.open()
     yield tmp_path
     await made.aclose()
@@ -40,22 +41,22 @@ async def test_a_window_tells_the_usage(window: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [b'{"op": "stop"}\n', b"x\n", b"[]\n"])
-async def test_a_window_does_nothing_else(window: Path, line: bytes) -> None:
+async def test_a_window_does_nothing_but_its_operations(window: Path, line: bytes) -> None:
     answer = await ask(window, line)
     assert answer["ok"] is False
     assert answer["message"].endswith(".")
 
 
 async def test_a_line_without_end_is_not_waited_for(window: Path) -> None:
-    assert await ask(window, b"x" * 10_000) == {}
+    assert await ask(window, b"x" * 200_000) == {}
     assert (await ask(window, b'{"op": "usage"}\n'))["ok"]
 
 
 async def test_a_figure_that_cannot_be_had_is_a_sentence(tmp_path: Path) -> None:
-    async def look() -> dict[str, Any]:
+    async def look(request: Mapping[str, Any]) -> dict[str, Any]:
         raise GuestError("It is gone.")
 
-    made = Window(tmp_path, look)
+    made = Window(tmp_path, {"usage": look})
     await made.open()
     assert await ask(tmp_path, b'{"op": "usage"}\n') == {
         "ok": False,
@@ -68,16 +69,16 @@ async def test_a_figure_that_cannot_be_had_is_a_sentence(tmp_path: Path) -> None
 async def test_where_no_socket_can_be_made_the_vm_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = Window(tmp_path / "missing", lambda: asyncio.sleep(0, {}))
+    made = Window(tmp_path / "missing", {})
     await made.open()
     await made.aclose()
-    assert "nobody can look at this VM" in caplog.text
+    assert "this VM can be seen by its client only" in caplog.text
 
 
 def test_all_are_looked_at_and_one_that_does_not_answer_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(overview.paths, "runtime_dir", lambda: tmp_path)
+    monkeypatch.setattr(remote.paths, "runtime_dir", lambda: tmp_path)
     monkeypatch.setattr(overview, "SECONDS", 0.3)
     answers = {"a": b'{"ok": true, "usage": {"id": "a"}}\n', "b": b"nonsense\n", "c": b""}
     listeners = []
@@ -107,3 +108,28 @@ def test_all_are_looked_at_and_one_that_does_not_answer_is_named(
     assert all(vm["error"] for vm in found[1:])
     for listener in listeners:
         listener.close()
+
+
+async def test_what_a_vm_has_against_a_request_is_raised_as_what_it_is(tmp_path: Path) -> None:
+    async def mount(request: Mapping[str, Any]) -> dict[str, Any]:
+        raise MountError(f"No {request['mount']}.")
+
+    made = Window(tmp_path, {"mount": mount})
+    await made.open()
+    with pytest.raises(MountError, match=r"^No x\.$"):
+        await asyncio.to_thread(remote.ask, tmp_path / SOCKET, {"op": "mount", "mount": "x"})
+    await made.aclose()
+    with pytest.raises(HostError, match="has ended"):
+        remote.ask(tmp_path / "gone" / SOCKET, {"op": "mount"})
+
+
+def test_a_vm_is_found_by_the_beginning_of_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(remote.paths, "runtime_dir", lambda: tmp_path)
+    with pytest.raises(ConfigurationError, match="There is no VM"):
+        remote.find("")
+    for name in ("ab1", "ab2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / SOCKET).touch()
+    assert remote.find("ab2").parent.name == "ab2"
+    with pytest.raises(ConfigurationError, match="more than one VM 'ab'…: ab1, ab2"):
+        remote.find("ab")

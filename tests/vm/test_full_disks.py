@@ -180,7 +180,8 @@ KERNEL = """
         print(kernel.manager.provisioner.report["start"])
         log = Path(kernel.manager.provisioner.report["logs"], "supervisor.log")
         assert until(lambda: "template (" in log.read_text(), READY)
-        print(next(line for line in log.read_text().splitlines() if "template (" in line).partition(": ")[2])
+        lines = [line.partition(": ")[2] for line in log.read_text().splitlines() if "template (" in line]
+        print(lines[0] if all(lines) else log.read_text())
         print(kernel.run("6 * 7"))
     """
 
