@@ -7,6 +7,7 @@
     │   ├── AcceleratorError
     │   ├── ImageError
     │   ├── NoSpaceError
+    │   ├── NetworkError        a VM's network cannot be had, or has ended
     │   ├── HostShuttingDown    somebody on the host ended the VM: its administrator, or its shutdown
     │   └── TemplateError       a saved VM cannot be made or restored; kernels boot instead
     │       └── TemplateUnsafeError  it is good, but could not be protected from what is restored from it
@@ -60,6 +61,10 @@ class ImageError(HostError):
 
 class NoSpaceError(HostError):
     """A file system of the host is full."""
+
+
+class NetworkError(HostError):
+    """A VM's network cannot be had on this host, or has ended by itself."""
 
 
 class HostShuttingDown(HostError):

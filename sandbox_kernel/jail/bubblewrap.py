@@ -24,6 +24,8 @@ RAM = PurePosixPath("/ram")
 """Where a template's RAM appears in the jail."""
 
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
+_SYSTEM = "/usr/sbin:/sbin:/usr/local/sbin"
+"""Where programs lie that a usual user's search path does not name."""
 _FIRMWARE = ("qemu", "seabios", "qemu-firmware")
 
 
@@ -91,11 +93,29 @@ def confined(bwrap: Path, program: Path, also: Sequence[Path] = ()) -> list[str]
         program: path of the program, the same inside and outside.
         also: what else it reads, likewise; what does not exist is left out.
     """
-    words = [
-        str(bwrap),
-        *("--unshare-all", "--unshare-user", "--die-with-parent", "--new-session"),
-        *("--cap-drop", "ALL", "--hostname", "jail", "--clearenv"),
-    ]
+    words = [str(bwrap), "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session"]
+    words += ["--cap-drop", "ALL", "--hostname", "jail", "--clearenv"]
+    return words + _seen(program, also)
+
+
+def confined_within(bwrap: Path, program: Path, capabilities: Sequence[str]) -> list[str]:
+    """What the jail of a program begins with that works on the network namespace it is started in.
+
+    Args:
+        bwrap: path of bubblewrap, started as root of the user namespace that the network belongs to.
+        program: path of the program, the same inside and outside.
+        capabilities: what it may do to that network.
+    """
+    words = [str(bwrap), "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    words += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", "jail", "--clearenv"]
+    for name in capabilities:
+        words += ["--cap-add", name]
+    return words + _seen(program)
+
+
+def _seen(program: Path, also: Sequence[Path] = ()) -> list[str]:
+    """The words that show a program, what it reads, and its libraries."""
+    words: list[str] = []
     for path in (*map(Path, _LIBRARIES), *also):
         if path.is_symlink():
             words += ["--symlink", str(path.readlink()), str(path)]
@@ -114,7 +134,7 @@ def find(program: str, fix: str) -> Path:
     Raises:
         MissingToolError: it is not on the search path.
     """
-    found = shutil.which(program)
+    found = shutil.which(program) or shutil.which(program, path=_SYSTEM)
     if found is None:
         raise MissingToolError(f"{program} is not installed; {fix}.")
     return Path(found).resolve()

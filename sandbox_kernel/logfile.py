@@ -1,4 +1,4 @@
-"""The supervisor's log: bounded, because a guest decides how much there is to say, and no reason to fail."""
+"""The logs of a VM: bounded, because a guest decides how much there is to say, and no reason to fail."""
 
 from __future__ import annotations
 

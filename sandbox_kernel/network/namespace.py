@@ -1,0 +1,219 @@
+"""A VM's network namespace, from outside: its holder (holder.py), its uplink, and what they are asked for.
+
+All of it is started here and ends here. Where this process is killed it ends by itself: the holder with its
+parent's thread and its socket, the uplink when a pipe closes, the namespace with both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+from sandbox_kernel.errors import NetworkError
+from sandbox_kernel.jail.bubblewrap import find
+from sandbox_kernel.jail.cgroup import Cgroup
+from sandbox_kernel.jail.parent import ParentThread
+from sandbox_kernel.network.addresses import UPLINK, V4
+
+_PATIENCE = 15.0
+_KILLED = 2.0
+_MOST = 65536
+_WORDS = 500
+_INSTALL = "install the package {} or take `network` out of the configuration"
+
+
+class Namespace:
+    """One VM's namespace; `open` it once, `aclose` it always."""
+
+    def __init__(self, cgroup: Cgroup, host_loopback: bool) -> None:
+        """Nothing yet.
+
+        Args:
+            cgroup: joined by all that is started.
+            host_loopback: whether the uplink has an address that stands for the host's loopback, which the
+                filter then has to guard.
+        """
+        self._cgroup, self._host_loopback = cgroup, host_loopback
+        self._stack = AsyncExitStack()
+        self._turn = asyncio.Lock()
+        self._holder: subprocess.Popen[bytes] | None = None
+        self._uplink: subprocess.Popen[bytes] | None = None
+        self.tap = -1
+        """The other end of the guest's link, for QEMU."""
+        self.log: socket.socket
+        """Netlink's log of refused packets."""
+
+    async def open(self, close_up: Callable[[], Awaitable[None]]) -> None:
+        """Makes the namespace, with a link to the guest and one to the host.
+
+        Args:
+            close_up: sees to it that nothing passes, between the two.
+
+        Raises:
+            MissingToolError: a program is missing.
+            NetworkError: this host does not let us.
+        """
+        tools = {name: str(find(name, _INSTALL.format(package))) for name, package in _TOOLS.items()}
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._stack.callback(near.close)
+        near.setblocking(False)
+        self._connection = near
+        with far:
+            words = ["unshare", "--user", "--map-root-user", "--net", "--", sys.executable, "-P"]
+            words += ["-m", "sandbox_kernel.network.holder", str(far.fileno())]
+            holder = self._holder = self._start([*words, json.dumps(tools)], (far.fileno(),))
+        _, fds = await self._answer()
+        if len(fds) != 2:
+            raise NetworkError("The VM's network namespace came without its ends; look at the log.")
+        self.tap = fds[0]
+        self._stack.callback(self.close_tap)
+        self.log = self._stack.enter_context(socket.socket(fileno=fds[1]))
+        self.log.setblocking(False)
+        await close_up()
+        await self._start_uplink(tools["slirp4netns"], holder.pid)
+
+    def close_tap(self) -> None:
+        """Closes this end of the guest's link, when QEMU has it; idempotent."""
+        if self.tap >= 0:
+            os.close(self.tap)
+            self.tap = -1
+
+    async def ask(self, op: str, **arguments: Any) -> tuple[dict[str, Any], list[int]]:
+        """Has the holder do something; its answer, and descriptors that are the caller's.
+
+        Raises:
+            NetworkError: it cannot.
+        """
+        async with self._turn:
+            try:
+                await asyncio.get_running_loop().sock_sendall(
+                    self._connection, json.dumps({"op": op, **arguments}).encode()
+                )
+            except OSError as error:
+                raise self._gone(error) from error
+            return await self._answer()
+
+    def ended(self) -> str | None:
+        """Which of its parts has ended by itself; None while all are there."""
+        for name, process in (("namespace", self._holder), ("uplink", self._uplink)):
+            if process is not None and process.poll() is not None:
+                return f"the {name}'s process ended with status {process.returncode}"
+        return None
+
+    async def aclose(self) -> None:
+        """Ends all of it; idempotent."""
+        await self._stack.aclose()
+
+    async def _start_uplink(self, program: str, pid: int) -> None:
+        ready, tell = os.pipe2(os.O_CLOEXEC)
+        alive, hold = os.pipe2(os.O_CLOEXEC)
+        self._stack.callback(os.close, hold)
+        try:
+            words = [program, "--configure", "--mtu=1500", f"--cidr={V4.uplink}", "--enable-ipv6"]
+            words += ["--enable-sandbox", "--enable-seccomp", f"--ready-fd={tell}", f"--exit-fd={alive}"]
+            if not self._host_loopback:
+                words.append("--disable-host-loopback")
+            self._uplink = self._start([*words, str(pid), UPLINK], (tell, alive))
+        finally:
+            os.close(tell)
+            os.close(alive)
+        try:
+            await _readable(ready)
+            if not os.read(ready, 1):
+                raise NetworkError(f"The VM's uplink did not come up ({self._words(self._uplink)}).")
+        finally:
+            os.close(ready)
+
+    def _start(self, argv: Sequence[str], fds: Sequence[int]) -> subprocess.Popen[bytes]:
+        parent = ParentThread()
+
+        def begin() -> subprocess.Popen[bytes]:
+            born = self._cgroup.join()
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=fds,
+            )
+            if not born:
+                self._cgroup.add(process.pid)
+            return process
+
+        process = parent.run(begin)
+
+        def end() -> None:
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_KILLED)
+            if process.stderr is not None:
+                process.stderr.close()
+            parent.close()
+
+        self._stack.callback(end)
+        return process
+
+    async def _answer(self) -> tuple[dict[str, Any], list[int]]:
+        await _readable(self._connection.fileno())
+        try:
+            text, fds, _, _ = socket.recv_fds(self._connection, _MOST, 4)
+        except OSError as error:
+            raise self._gone(error) from error
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        if not text:
+            raise self._gone(None)
+        answer = json.loads(text)
+        if not answer.get("ok"):
+            raise NetworkError(
+                f"The VM's network cannot be had on this host ({str(answer.get('message'))[:_WORDS]}); run "
+                "`sandbox-kernel doctor` and look at namespaces, /dev/net/tun and nftables."
+            )
+        return answer, fds
+
+    def _gone(self, error: OSError | None) -> NetworkError:
+        return NetworkError(
+            f"The VM's network namespace has ended ({self._words(self._holder) or error or 'no reason given'}); "
+            "run `sandbox-kernel doctor` and look at namespaces, /dev/net/tun and nftables."
+        )
+
+    def _words(self, process: subprocess.Popen[bytes] | None) -> str:
+        if process is None or process.stderr is None:
+            return ""
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_KILLED)
+        os.set_blocking(process.stderr.fileno(), False)
+        text = (process.stderr.read() or b"").decode(errors="replace")
+        return " | ".join(line for line in text.split("\n")[-4:] if line)[-_WORDS:]
+
+
+_TOOLS = {"nft": "nftables", "slirp4netns": "slirp4netns", "unshare": "util-linux", "bwrap": "bubblewrap"}
+"""Programs and the packages that have them."""
+
+
+async def _readable(fd: int) -> None:
+    """Returns when there is something to read.
+
+    Raises:
+        NetworkError: nothing comes.
+    """
+    loop = asyncio.get_running_loop()
+    came: asyncio.Future[None] = loop.create_future()
+    settle: Callable[[], None] = lambda: None if came.done() else came.set_result(None)  # noqa: E731
+    loop.add_reader(fd, settle)
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await came
+    except TimeoutError as error:
+        raise NetworkError(
+            f"The VM's network did not come up within {_PATIENCE:g} s; try again when the host is less busy."
+        ) from error
+    finally:
+        loop.remove_reader(fd)

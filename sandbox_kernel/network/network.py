@@ -1,0 +1,248 @@
+"""The network of one VM from its making to its end: namespace, policy in force, resolver, what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from sandbox_kernel.errors import NetworkError
+from sandbox_kernel.jail.bubblewrap import confined_within, find
+from sandbox_kernel.jail.cgroup import Cgroup
+from sandbox_kernel.network import nflog, resolver
+from sandbox_kernel.network.namespace import Namespace
+from sandbox_kernel.network.refusals import Refusals
+from sandbox_kernel.network.ruleset import refresh, ruleset
+from sandbox_kernel.policy import Policy
+
+log = logging.getLogger(__name__)
+
+_CLOSED = Policy("allowlist")
+"""What is in force until somebody decides: nothing passes."""
+_PIECE = 65536
+_LONGEST_LINE = 4096
+_DATAGRAMS = 32
+"""Of netlink's log that are taken at a time."""
+_REMEMBERED = 4096
+"""Questions, and addresses with their names."""
+_YOUNG = 20.0
+"""Seconds for which an address in a set needs no new life."""
+_TOGETHER = 0.2
+"""Seconds in which addresses are collected that need one."""
+_LOOK = 2.0
+"""Seconds between two looks at whether all is still there."""
+_MEMORY = 128 << 20
+"""Bytes that the resolver may allocate."""
+
+
+class Network:
+    """One VM's network; `begin` it once, `aclose` it always."""
+
+    def __init__(
+        self,
+        cgroup: Cgroup,
+        logs: Path,
+        host_loopback: bool,
+        cell: Callable[[], str],
+        tell: Callable[[str], None],
+        trouble: Callable[[str], None],
+    ) -> None:
+        """Nothing yet.
+
+        Args:
+            cgroup: joined by all that is started.
+            logs: folder of the VM's logs.
+            host_loopback: whether there will be services of the host.
+            cell: id of the cell that runs; empty when none does.
+            tell: gets a sentence for whoever runs a cell, about what was refused.
+            trouble: gets a sentence when the network has ended by itself.
+        """
+        self._namespace = Namespace(cgroup, host_loopback)
+        self._stack = AsyncExitStack()
+        self._stack.push_async_callback(self._namespace.aclose)
+        self._refusals = Refusals(logs, cell, tell)
+        self._stack.callback(self._refusals.close)
+        self._stack.callback(self._hang_up)
+        self._trouble = trouble
+        self._generation = 0
+        self._changing = asyncio.Lock()
+        self._opening: asyncio.Task[None] | None = None
+        self._log_of_resolver = -1
+        self._rest = b""
+        self._questions: OrderedDict[int, str] = OrderedDict()
+        self._names: OrderedDict[str, str] = OrderedDict()
+        self._refreshed: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._stale: dict[str, set[str]] = {}
+        self.policy = _CLOSED
+        """The one in force."""
+
+    def begin(self) -> None:
+        """Has the namespace made; `tap` waits for it."""
+        self._opening = self._task(self._open())
+
+    async def tap(self) -> int:
+        """The other end of the guest's link, once it is guarded.
+
+        Raises:
+            NetworkError: this host does not let us; MissingToolError: a program is missing.
+        """
+        assert self._opening is not None
+        await asyncio.shield(self._opening)
+        return self._namespace.tap
+
+    def plugged(self) -> None:
+        """QEMU has the guest's link."""
+        self._namespace.close_tap()
+
+    async def apply(self, policy: Policy) -> None:
+        """Has another policy hold from now on, for connections that there are, too.
+
+        Raises:
+            NetworkError: it cannot be; the one before is in force.
+        """
+        async with self._changing:
+            await self.tap()
+            await self._filter(policy)
+            dnsmasq = find("dnsmasq", "install the package dnsmasq-base or do without `network`")
+            bwrap = find("bwrap", "install the package bubblewrap")
+            words = ["prlimit", f"--data={_MEMORY}", "--core=0", "--"]
+            words += confined_within(bwrap, dnsmasq, ("CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE"))
+            self._hang_up()
+            _, fds = await self._namespace.ask(
+                "resolver", argv=[*words, "--dev", "/dev", "--chdir", "/", "--", *resolver.command(dnsmasq, policy)]
+            )
+            self._listen(fds[0])
+            await self._namespace.ask("rate", bytes=policy.bandwidth)
+            log.info("network: %s, %d rules", policy.mode, len(policy.allow) + len(policy.deny))
+
+    async def counters(self) -> tuple[int, int]:
+        """Bytes that the guest has received, and sent.
+
+        Raises:
+            NetworkError: the namespace is gone.
+        """
+        answer, _ = await self._namespace.ask("counters")
+        return int(answer["received"]), int(answer["sent"])
+
+    async def aclose(self) -> None:
+        """Ends all of it; idempotent."""
+        await self._stack.aclose()
+
+    async def _open(self) -> None:
+        await self._namespace.open(self._filter)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._namespace.log, self._read_log)
+        self._stack.callback(loop.remove_reader, self._namespace.log)
+        self._task(self._watch())
+
+    async def _filter(self, policy: Policy = _CLOSED) -> None:
+        self._generation += 1
+        await self._namespace.ask("rules", text=ruleset(policy, self._generation))
+        self.policy = self._refusals.policy = policy
+        self._refreshed.clear()
+
+    async def _watch(self) -> None:
+        """Tells when a part of it has ended: the guest is cut off, never let through."""
+        while (why := self._namespace.ended()) is None:
+            await asyncio.sleep(_LOOK)
+        self._trouble(f"The kernel's network has ended ({why}); restart the kernel to have it again.")
+
+    def _read_log(self) -> None:
+        try:
+            for _ in range(_DATAGRAMS):
+                for refused in nflog.read(self._namespace.log.recv(_PIECE)):
+                    self._refusals.note(refused.why, str(refused), self._names.get(refused.address, ""))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            log.info("refusals were not all noted (%s)", error)  # ENOBUFS: there were too many
+
+    def _listen(self, fd: int) -> None:
+        """Reads the log of a resolver that has just been started, and no other's any more."""
+        loop = asyncio.get_running_loop()
+        os.set_blocking(fd, False)
+        self._log_of_resolver, self._rest = fd, b""
+        self._questions.clear()
+        loop.add_reader(fd, self._read_resolver)
+
+    def _hang_up(self) -> None:
+        if self._log_of_resolver >= 0:
+            asyncio.get_running_loop().remove_reader(self._log_of_resolver)
+            os.close(self._log_of_resolver)
+            self._log_of_resolver = -1
+
+    def _read_resolver(self) -> None:
+        try:
+            data = os.read(self._log_of_resolver, _PIECE)
+        except BlockingIOError:
+            return
+        if not data:
+            self._hang_up()
+            self._trouble(
+                "The kernel's DNS server has ended, so that no name is found any more; restart the kernel."
+            )
+            return
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[-_LONGEST_LINE:]
+        for line in lines:
+            text = line.decode(errors="replace")
+            said = resolver.read(text)
+            if said is not None:
+                self._note(said)
+            elif text.startswith("dnsmasq: "):  # an end, or a beginning that failed
+                log.warning("the resolver: %s", text[:200])
+
+    def _note(self, said: resolver.Said) -> None:
+        if said.kind == "asked":
+            _remember(self._questions, said.serial, said.name)
+        elif said.kind == "unknown":
+            denied = any(rule.names(said.name) for rule in self.policy.deny)
+            self._refusals.note("denied-name" if denied else "name", said.name)
+        elif said.kind == "rebinding":
+            self._refusals.note("rebinding", said.name)
+        else:
+            name = self._questions.get(said.serial, said.name)
+            _remember(self._names, said.value, name)
+            self._prolong(name, said.value)
+
+    def _prolong(self, name: str, address: str) -> None:
+        """An address was told to the guest, which may be in a set already, and not for long any more."""
+        now = time.monotonic()
+        for place in resolver.sets_of(self.policy, name, 6 if ":" in address else 4):
+            before = self._refreshed.get((place, address))
+            if before is not None and now - before < _YOUNG:
+                continue
+            _remember(self._refreshed, (place, address), now)
+            if not self._stale:
+                self._task(self._refresh())
+            self._stale.setdefault(place, set()).add(address)
+
+    async def _refresh(self) -> None:
+        await asyncio.sleep(_TOGETHER)
+        async with self._changing:
+            stale, self._stale = self._stale, {}
+            try:
+                await self._namespace.ask("rules", text=refresh(stale))
+            except NetworkError as error:
+                log.warning("addresses were not kept: %s", error)
+
+    def _task(self, coroutine: object) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
+
+        async def finish() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        self._stack.push_async_callback(finish)
+        return task
+
+
+def _remember(where: OrderedDict, key: object, value: object) -> None:  # type: ignore[type-arg]
+    where[key] = value
+    while len(where) > _REMEMBERED:
+        where.popitem(last=False)
