@@ -7,6 +7,7 @@ import time
 
 import cgroup
 import fields
+import network
 import scratch
 import system
 from agent_protocol import MAX_ENTROPY
@@ -34,6 +35,7 @@ class Configuration:
         self.scratch = request.get("scratch") is True
         """Whether the kernel's files are to be on the scratch disk."""
         self._reserve = fields.integer(request, "reserve", 0, _LARGEST) if "reserve" in request else None
+        self._network = network.Network(fields.mapping(request, "network")) if "network" in request else None
 
     def apply(self, settings: Settings, cloned: bool) -> None:
         """Changes the guest.
@@ -61,3 +63,5 @@ class Configuration:
             cgroup.limit_memory(settings, self._reserve)
         if self.scratch:
             scratch.use(settings)
+        if self._network is not None:
+            self._network.use()

@@ -189,6 +189,6 @@ def _service(text: str) -> Service:
 
 def _wrong(text: str) -> ConfigurationError:
     return ConfigurationError(
-        f"{text[:200]!r} is no network rule; write NAME, *.NAME or a network such as 10.0.0.0/8, then :PORT or "
-        ":FIRST-LAST, then /tcp, /udp or /icmp."
+        f"{text[:200]!r} is no network rule; write NAME, *.NAME or a network such as 10.0.0.0/8, then :PORT "
+        "or :FIRST-LAST, then /tcp, /udp or /icmp."
     )

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox_kernel import mount
+from sandbox_kernel import mount, policy
 from sandbox_kernel.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "SANDBOX_KERNEL_"
@@ -66,6 +66,12 @@ class VMSpec:
         unenforced: `warn` or `refuse`: what to do where this host cannot enforce a limit.
         mounts: directories of the host, as mount.py describes them.
         workdir: directory of the guest that the kernel starts in; its user's home when empty.
+        network: `none` (no network device at all), `allowlist`, `public` or `full`; see policy.py.
+        network_allow: what may be reached beside that, as policy.py describes rules.
+        network_deny: what may not be reached, whatever else says.
+        network_bandwidth: MiB a second in each direction; 0: any number.
+        network_connections: connections, and flows of datagrams, at a time.
+        host_services: TCP ports of the host's loopback that the guest reaches at `host.internal`.
         start: `auto` (restored from a template where there is one) or `cold`.
         preload: Python modules that are imported in the template.
     """
@@ -93,13 +99,33 @@ class VMSpec:
     unenforced: str = "warn"
     mounts: tuple[str, ...] = ()
     workdir: str = ""
+    network: str = "none"
+    network_allow: tuple[str, ...] = ()
+    network_deny: tuple[str, ...] = ()
+    network_bandwidth: float = 0.0
+    network_connections: int = 256
+    host_services: tuple[str, ...] = ()
     start: str = "auto"
     preload: tuple[str, ...] = ()
 
     @property
     def shape(self) -> VMSpec:
         """What of it a VM that runs cannot be given any more; the rest is as in every spec."""
-        return dataclasses.replace(self, **{name: getattr(DEFAULT, name) for name in _NOT_OF_THE_VM})
+        network = "none" if self.network == "none" else "full"  # there is a device, or there is none
+        plain = {name: getattr(DEFAULT, name) for name in _NOT_OF_THE_VM}
+        return dataclasses.replace(self, network=network, **plain)
+
+    @property
+    def policy(self) -> policy.Policy:
+        """What its network may reach.
+
+        Raises:
+            ConfigurationError: a rule is none.
+        """
+        return policy.policy(
+            *(self.network, self.network_allow, self.network_deny, self.host_services),
+            *(self.network_connections, self.network_bandwidth),
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VMSpec:
@@ -111,6 +137,7 @@ DEFAULT = VMSpec()
 
 _NOT_OF_THE_VM = (
     *("transport", "env", "boot_timeout", "processes", "mounts", "workdir"),
+    *("network_allow", "network_deny", "network_bandwidth", "network_connections"),
     *("cell_timeout", "cell_grace", "idle_timeout", "lifetime", "output", "message_size", "message_rate"),
 )
 """What is not decided before a kernel is launched."""
@@ -160,8 +187,10 @@ class Key:
             and (self.minimum <= value <= self.maximum or (self.zero != "" and value == 0))
         )
 
-    def exceeds(self, value: float, limit: float) -> bool:
-        """Whether a value is more than an administrator's `limit`."""
+    def exceeds(self, value: Any, limit: Any) -> bool:
+        """Whether a value is more than an administrator's `limit`; choices stand in rising order."""
+        if self.choices:
+            return self.choices.index(value) > self.choices.index(limit)
         return value > limit or (self.zero == _NO_LIMIT and value == 0 and limit != 0)
 
     def normalise(self, value: Any) -> Any:
@@ -178,6 +207,11 @@ def _number(name: str, kind: type, minimum: float, maximum: float, unit: str, ze
 
 def _choice(name: str, *choices: str) -> Key:
     return Key(name, str, "one of " + ", ".join(choices), choices=choices)
+
+
+def _rules(name: str) -> Key:
+    allowed = "a list of network rules such as pypi.org, *.pypi.org:443 or 10.1.0.0/16:5432/tcp"
+    return Key(name, tuple, allowed, pattern=policy.PATTERN, most=64)
 
 
 KEYS: dict[str, Key] = {
@@ -227,6 +261,18 @@ KEYS: dict[str, Key] = {
             "an absolute path of the guest, {cwd}, {notebook_dir}, or empty for its user's home",
             pattern=r"((/|\{(cwd|notebook_dir)\})[^\0]{0,1023})?",
         ),
+        _choice("network", *policy.MODES),
+        _rules("network_allow"),
+        _rules("network_deny"),
+        _number("network_bandwidth", float, 0.001, 1048576, " MiB/s", _NO_LIMIT),
+        _number("network_connections", int, 1, 65536, ""),
+        Key(
+            "host_services",
+            tuple,
+            "a list of TCP ports of this host, as PORT or GUEST:HOST",
+            pattern=policy.SERVICE_PATTERN,
+            most=16,
+        ),
         _choice("start", "auto", "cold"),
         Key(
             "preload",
@@ -242,6 +288,7 @@ KEYS: dict[str, Key] = {
 LIMITS = (
     *("memory", "vcpus", "cpu_quota", "disk", "disk_bandwidth", "disk_iops", "processes"),
     *("cell_timeout", "idle_timeout", "lifetime", "boot_timeout", "output", "message_size", "message_rate"),
+    *("network", "network_bandwidth", "network_connections"),
 )
 """The keys that limit what a VM may have."""
 
@@ -260,6 +307,9 @@ CAPS: dict[str, str] = {
     "max_output": "output",
     "max_message_size": "message_size",
     "max_message_rate": "message_rate",
+    "max_network": "network",
+    "max_network_bandwidth": "network_bandwidth",
+    "max_network_connections": "network_connections",
 }
 """The administrator's caps and the keys they bind."""
 
@@ -305,6 +355,7 @@ def resolve(
         if not key.accepts(value):
             raise ConfigurationError(f"{origin} sets {name} to {_shown(value)}; allowed is {key.allowed}.")
     spec = VMSpec(**{name: KEYS[name].normalise(value) for name, (_, value) in chosen.items()})
+    _ = spec.policy  # its rules are right, or this says which is not
     for cap, limit in (caps or {}).items():
         if limit is None:
             continue
@@ -320,7 +371,7 @@ def resolve(
                 continue
             raise ConfigurationError(
                 f"{chosen[name][0]} sets {name} to {_amount(name, value)}, over the administrator's limit "
-                f"{cap} = {limit:g}; ask for {limit:g} or less."
+                f"{cap} = {_plain(limit)}; ask for {_plain(limit)} or less."
             )
     return spec
 
@@ -359,8 +410,12 @@ def placed(spec: VMSpec, where: Mapping[str, str], roots: Sequence[str] | None) 
     return dataclasses.replace(spec, mounts=mounts, workdir=workdir)
 
 
-def _amount(name: str, value: float) -> str:
-    return f"0 ({KEYS[name].zero})" if KEYS[name].zero and value == 0 else f"{value:g}"
+def _amount(name: str, value: Any) -> str:
+    return f"0 ({KEYS[name].zero})" if KEYS[name].zero and value == 0 else _plain(value)
+
+
+def _plain(value: Any) -> str:
+    return str(value) if isinstance(value, str) else f"{value:g}"
 
 
 def forwarded(patterns: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:

@@ -57,6 +57,7 @@ class Configuration:
         pids: processes and threads that the kernel may have.
         reserve: bytes of available RAM that the kernel may not have; the agent's own choice when None.
         scratch: whether there is a scratch disk to be used for what the kernel writes.
+        network: addresses for the network device, as protocol.py has them; None where there is none.
     """
 
     clock: int
@@ -65,12 +66,15 @@ class Configuration:
     pids: int
     reserve: int | None = None
     scratch: bool = False
+    network: Mapping[str, object] | None = None
 
     def fields(self) -> dict[str, object]:
         """What goes into a request; the entropy is its payload."""
         found: dict[str, object] = {"clock": self.clock, "hostname": self.hostname, "pids": self.pids}
         if self.scratch:
             found["scratch"] = True
+        if self.network is not None:
+            found["network"] = self.network
         return found if self.reserve is None else found | {"reserve": self.reserve}
 
 

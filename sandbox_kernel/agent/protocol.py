@@ -23,7 +23,9 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
                it was reached: "python" runs, "agent" listens)
     configure  clock? (ns since the epoch), step? (ns to add to the clock), hostname?, pids? (processes and
                threads of the kernel, at least 16), reserve? (available memory that the kernel may not have),
-               scratch? (true: the second disk takes what the kernel writes from now on; once);
+               scratch? (true: the second disk takes what the kernel writes from now on; once),
+               network? (object: `ipv4` and `ipv6`, each with address, prefix, gateway, which is the DNS
+               server, too: the network device is waited for and brought up; once);
                payload: at most MAX_ENTROPY bytes, credited to the random generator → clock (ns since the
                epoch)
     start      argv (`{connection_file}` is filled in), env, connection (object: what goes into the

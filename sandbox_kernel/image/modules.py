@@ -27,6 +27,7 @@ WANTED = (
     "overlay",
     "ext4",  # of the scratch disk
     "virtio_rng",
+    "virtio_net",
     "9p",
     "9pnet_fd",
     "9pnet_virtio",

@@ -16,7 +16,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from qemu.qmp import QMPError
 
@@ -29,6 +29,7 @@ from sandbox_kernel.errors import (
     GuestPanicked,
     GuestPoweredOff,
     GuestProtocolError,
+    NetworkError,
     SandboxKernelError,
     TemplateError,
     VMMDied,
@@ -36,7 +37,7 @@ from sandbox_kernel.errors import (
 from sandbox_kernel.machine.ignition import CID, Ignition
 from sandbox_kernel.machine.state import Lifecycle, State
 from sandbox_kernel.machine.vmm import Vmm
-from sandbox_kernel.qemu.command import scratch_device, vsock_device
+from sandbox_kernel.qemu.command import NIC, nic_backend, nic_device, scratch_device, vsock_device
 from sandbox_kernel.qemu.script import Script
 from sandbox_kernel.trace import Trace
 from sandbox_kernel.vsock.host import VsockHost
@@ -56,11 +57,29 @@ _SEEN = 1.0
 """Seconds until QEMU's end is seen after the streams to its guest have broken."""
 
 
+class Link(Protocol):
+    """The host's end of a network device."""
+
+    @property
+    def mac(self) -> str:
+        """The address that the device is to have."""
+
+    async def tap(self) -> int:
+        """The tap's descriptor, which stays the link's; waits until it may be used."""
+
+
 class Machine:
     """One micro-VM; start it once, stop it always."""
 
-    def __init__(self, ignition: Ignition, trace: Trace | None = None) -> None:
-        """Takes over a QEMU that runs; `trace` is where the phases of the start are noted."""
+    def __init__(self, ignition: Ignition, trace: Trace | None = None, link: Link | None = None) -> None:
+        """Takes over a QEMU that runs.
+
+        Args:
+            ignition: what has been started.
+            trace: where the phases of the start are noted.
+            link: of the network device; None for a machine without.
+        """
+        self._link = link
         self._ignition = ignition
         self._plan = ignition.plan
         self._trace = trace or Trace()
@@ -124,6 +143,8 @@ class Machine:
                 await greeting
             await self._reach_agent()
             await greeting
+            if not self.restored and self._link is not None:
+                await self._connect(self._link)
         except BaseException:
             await self.stop()
             raise
@@ -222,6 +243,27 @@ class Machine:
                 if self._plan.disk:
                     disks = self._ignition.vmm.disks
                     self._script.plug_in({**dict(scratch_device(disks)), "id": "scratch"})
+            if self._link is not None:
+                tap = await self._link.tap()
+                with suppress(OSError):
+                    self._script.connect(
+                        NIC, tap, nic_backend(), {**dict(nic_device(self._link.mac)), "id": NIC}
+                    )
+
+    async def _connect(self, link: Link) -> None:
+        """Plugs the network device into a machine that has booted.
+
+        Raises:
+            NetworkError: QEMU does not take it.
+        """
+        qmp = self._vmm.qmp
+        try:
+            qmp.send_fd_scm(await link.tap())
+            await qmp.execute("getfd", {"fdname": NIC})
+            await qmp.execute("netdev_add", dict(nic_backend()))
+            await qmp.execute("device_add", {**dict(nic_device(link.mac)), "id": NIC})
+        except (QMPError, OSError) as error:
+            raise _no_nic(str(error)) from error
 
     async def _run(self) -> None:
         """Lets the guest run, and tells its agent so: there is a device to be looked for.
@@ -239,6 +281,8 @@ class Machine:
 
         await self._until(self._script, "running", go_on)
         self._ignition.powered.script.close()
+        if self._script.refused:
+            raise _no_nic(self._script.refused)
         self._trace.mark("guest runs")
 
     async def _until(self, script: Script, done: str, begin: Callable[[], None] | None = None) -> None:
@@ -363,3 +407,9 @@ def _vsock_host(ignition: Ignition) -> VsockHost:
         return UserspaceVsock(CID, connection=ignition.near)
     assert ignition.device.kernel_cid is not None
     return KernelVsock(ignition.device.kernel_cid)
+
+
+def _no_nic(said: str) -> NetworkError:
+    return NetworkError(
+        f"QEMU does not take the VM's network device ({said}); look at its version and at its log."
+    )

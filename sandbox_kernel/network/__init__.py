@@ -1,1 +1,1 @@
-"""A VM's network: a namespace of its own, filtered outside of the guest, with an uplink that needs no rights."""
+"""A VM's network: a namespace of its own, filtered outside of the guest, its uplink an ordinary process."""

@@ -1,12 +1,13 @@
 """The process that a VM's network namespace is: it makes what is in there, and ends with its supervisor.
 
-Run by namespace.py, as root of a user namespace of its own (that is, with the rights of whoever started the
-client) and in a new network namespace. One request at a time comes over a socket for packets (unix(7)), as JSON;
-each is answered by `{"ok": true}` or `{"ok": false, "message": …}`, sometimes with descriptors:
+Run by namespace.py, as root of a user namespace of its own (that is, with the rights of whoever started
+the client) and in a new network namespace. One request at a time comes over a socket for packets (unix(7)),
+as JSON; each is answered by `{"ok": true}` or `{"ok": false, "message": …}`, sometimes with descriptors:
 
     {}              (said by itself, when all is there) → the tap and netlink's log
     rules           text → nothing: nft(8) does it as one transaction
     resolver        argv → a pipe with the log of the resolver, which takes the place of any before
+    uplink          → nothing: the uplink's device has come, and is the way out
     rate            bytes (a second, each way; 0: any) → nothing
     counters        → received, sent (bytes, as the guest sees them)
 
@@ -33,7 +34,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from sandbox_kernel.network import nflog
-from sandbox_kernel.network.addresses import GATEWAY_MAC, GUEST_MAC, TAP, UPLINK, V4, V6
+from sandbox_kernel.network.addresses import GATEWAY_MAC, GUEST_MAC, TAP, UPLINK, UPLINK_V6, V4, V6
 from sandbox_kernel.network.ruleset import GROUP, SNAP
 
 _TUN = "/dev/net/tun"
@@ -87,7 +88,9 @@ class Holder:
         for family in (V4, V6):
             # Nothing that the guest says on its link changes who it is.
             self._route.neigh("add", dst=family.guest, lladdr=GUEST_MAC, ifindex=self._link, state=_PERMANENT)
-        self.log = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, nflog.NETLINK_NETFILTER)
+        self.log = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, nflog.NETLINK_NETFILTER
+        )
         self.log.bind((0, 0))
         self.log.send(nflog.subscribe(GROUP, SNAP))
 
@@ -99,6 +102,12 @@ class Holder:
             return {}, []
         if op == "resolver":
             return {}, [self._start_resolver([str(word) for word in request["argv"]])]
+        if op == "uplink":
+            # Its program configures IPv4 alone.
+            link = self._index(UPLINK)
+            self._route.addr("add", index=link, address=UPLINK_V6, prefixlen=int(V6.uplink.split("/")[1]))
+            self._route.route("add", dst="::/0", gateway=V6.host, oif=link)
+            return {}, []
         if op == "rate":
             self._limit(int(request["bytes"]))
             return {}, []

@@ -100,12 +100,30 @@ class Namespace:
                 raise self._gone(error) from error
             return await self._answer()
 
-    def ended(self) -> str | None:
-        """Which of its parts has ended by itself; None while all are there."""
-        for name, process in (("namespace", self._holder), ("uplink", self._uplink)):
-            if process is not None and process.poll() is not None:
-                return f"the {name}'s process ended with status {process.returncode}"
-        return None
+    async def ended(self) -> str:
+        """Returns when one of its parts has ended by itself: which."""
+        assert self._holder is not None
+        assert self._uplink is not None
+        parts = {"namespace": self._holder, "uplink": self._uplink}
+        loop, ends = (
+            asyncio.get_running_loop(),
+            {name: os.pidfd_open(each.pid) for name, each in parts.items()},
+        )
+        ended: asyncio.Future[str] = loop.create_future()
+
+        def note(name: str) -> None:
+            if not ended.done():
+                ended.set_result(name)
+
+        try:
+            for name, fd in ends.items():
+                loop.add_reader(fd, note, name)
+            name = await ended
+        finally:
+            for fd in ends.values():
+                loop.remove_reader(fd)
+                os.close(fd)
+        return f"the {name}'s process ended with status {parts[name].poll()}"
 
     async def aclose(self) -> None:
         """Ends all of it; idempotent."""
@@ -130,6 +148,7 @@ class Namespace:
                 raise NetworkError(f"The VM's uplink did not come up ({self._words(self._uplink)}).")
         finally:
             os.close(ready)
+        await self.ask("uplink")
 
     def _start(self, argv: Sequence[str], fds: Sequence[int]) -> subprocess.Popen[bytes]:
         parent = ParentThread()
@@ -179,8 +198,9 @@ class Namespace:
         return answer, fds
 
     def _gone(self, error: OSError | None) -> NetworkError:
+        reason = self._words(self._holder) or error or "no reason given"
         return NetworkError(
-            f"The VM's network namespace has ended ({self._words(self._holder) or error or 'no reason given'}); "
+            f"The VM's network namespace has ended ({reason}); "
             "run `sandbox-kernel doctor` and look at namespaces, /dev/net/tun and nftables."
         )
 

@@ -15,6 +15,7 @@ from sandbox_kernel.errors import NetworkError
 from sandbox_kernel.jail.bubblewrap import confined_within, find
 from sandbox_kernel.jail.cgroup import Cgroup
 from sandbox_kernel.network import nflog, resolver
+from sandbox_kernel.network.addresses import GUEST_MAC
 from sandbox_kernel.network.namespace import Namespace
 from sandbox_kernel.network.refusals import Refusals
 from sandbox_kernel.network.ruleset import refresh, ruleset
@@ -34,8 +35,6 @@ _YOUNG = 20.0
 """Seconds for which an address in a set needs no new life."""
 _TOGETHER = 0.2
 """Seconds in which addresses are collected that need one."""
-_LOOK = 2.0
-"""Seconds between two looks at whether all is still there."""
 _MEMORY = 128 << 20
 """Bytes that the resolver may allocate."""
 
@@ -43,32 +42,21 @@ _MEMORY = 128 << 20
 class Network:
     """One VM's network; `begin` it once, `aclose` it always."""
 
-    def __init__(
-        self,
-        cgroup: Cgroup,
-        logs: Path,
-        host_loopback: bool,
-        cell: Callable[[], str],
-        tell: Callable[[str], None],
-        trouble: Callable[[str], None],
-    ) -> None:
+    def __init__(self, cgroup: Cgroup, logs: Path, host_loopback: bool) -> None:
         """Nothing yet.
 
         Args:
             cgroup: joined by all that is started.
             logs: folder of the VM's logs.
             host_loopback: whether there will be services of the host.
-            cell: id of the cell that runs; empty when none does.
-            tell: gets a sentence for whoever runs a cell, about what was refused.
-            trouble: gets a sentence when the network has ended by itself.
         """
         self._namespace = Namespace(cgroup, host_loopback)
         self._stack = AsyncExitStack()
         self._stack.push_async_callback(self._namespace.aclose)
-        self._refusals = Refusals(logs, cell, tell)
+        self._refusals = Refusals(logs)
         self._stack.callback(self._refusals.close)
         self._stack.callback(self._hang_up)
-        self._trouble = trouble
+        self._trouble: Callable[[str], None] = log.warning
         self._generation = 0
         self._changing = asyncio.Lock()
         self._opening: asyncio.Task[None] | None = None
@@ -81,9 +69,27 @@ class Network:
         self.policy = _CLOSED
         """The one in force."""
 
+    @property
+    def mac(self) -> str:
+        """The guest's address on its link."""
+        return GUEST_MAC
+
     def begin(self) -> None:
         """Has the namespace made; `tap` waits for it."""
         self._opening = self._task(self._open())
+
+    def report_to(
+        self, cell: Callable[[], str], tell: Callable[[str], None], trouble: Callable[[str], None]
+    ) -> None:
+        """Who is told from now on.
+
+        Args:
+            cell: id of the cell that runs; empty when none does.
+            tell: gets a sentence for whoever runs a cell, about what was refused.
+            trouble: gets a sentence when the network has ended by itself.
+        """
+        self._refusals.report_to(cell, tell)
+        self._trouble = trouble
 
     async def tap(self) -> int:
         """The other end of the guest's link, once it is guarded.
@@ -114,7 +120,8 @@ class Network:
             words += confined_within(bwrap, dnsmasq, ("CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE"))
             self._hang_up()
             _, fds = await self._namespace.ask(
-                "resolver", argv=[*words, "--dev", "/dev", "--chdir", "/", "--", *resolver.command(dnsmasq, policy)]
+                "resolver",
+                argv=[*words, "--dev", "/dev", "--chdir", "/", "--", *resolver.command(dnsmasq, policy)],
             )
             self._listen(fds[0])
             await self._namespace.ask("rate", bytes=policy.bandwidth)
@@ -148,8 +155,7 @@ class Network:
 
     async def _watch(self) -> None:
         """Tells when a part of it has ended: the guest is cut off, never let through."""
-        while (why := self._namespace.ended()) is None:
-            await asyncio.sleep(_LOOK)
+        why = await self._namespace.ended()
         self._trouble(f"The kernel's network has ended ({why}); restart the kernel to have it again.")
 
     def _read_log(self) -> None:

@@ -18,7 +18,7 @@ _GENERIC = struct.Struct("=BBH")
 _ATTRIBUTE = struct.Struct("=HH")
 _PACKET, _CONFIG = 4 << 8 | 0, 4 << 8 | 1  # NFNL_SUBSYS_ULOG
 _REQUEST, _ACK = 1, 4
-_CFG_CMD, _CFG_MODE = 1, 2
+_CFG_CMD, _CFG_MODE, _CFG_THRESHOLD = 1, 2, 5
 _BIND, _COPY_PACKET = 1, 2
 _PAYLOAD, _PREFIX = 9, 10
 _TYPE = 0x3FFF
@@ -55,7 +55,8 @@ def subscribe(group: int, snap: int) -> bytes:
     """The messages by which a socket gets a group's packets, `snap` bytes of each."""
     bind = _attribute(_CFG_CMD, struct.pack("=B", _BIND))
     mode = _attribute(_CFG_MODE, struct.pack(">IBx", snap, _COPY_PACKET))
-    return _message(group, bind) + _message(group, mode)
+    at_once = _attribute(_CFG_THRESHOLD, struct.pack(">I", 1))
+    return _message(group, bind) + _message(group, mode) + _message(group, at_once)
 
 
 def read(datagram: bytes) -> Iterator[Refused]:

@@ -46,21 +46,25 @@ _REASONS = {
 class Refusals:
     """The refusals of one VM."""
 
-    def __init__(self, folder: Path, cell: Callable[[], str], tell: Callable[[str], None]) -> None:
-        """Nothing was refused yet.
-
-        Args:
-            folder: of the VM's logs.
-            cell: id of the cell that runs; empty when none does.
-            tell: gets a sentence for whoever runs it.
-        """
+    def __init__(self, folder: Path) -> None:
+        """Nothing was refused yet; `folder` is that of the VM's logs."""
         self._file = LogFile(folder / FILE)
         self._file.setFormatter(logging.Formatter("%(message)s"))
-        self._cell, self._tell = cell, tell
+        self._cell: Callable[[], str] = str
+        self._tell: Callable[[str], None] = lambda said: None
         self._told_in = ""
         self._told: set[str] = set()
         self.policy = Policy()
         """The one that is in force, for the words of its rules."""
+
+    def report_to(self, cell: Callable[[], str], tell: Callable[[str], None]) -> None:
+        """Who is told from now on.
+
+        Args:
+            cell: id of the cell that runs; empty when none does.
+            tell: gets a sentence for whoever runs it.
+        """
+        self._cell, self._tell = cell, tell
 
     def note(self, why: str, destination: str, name: str = "") -> None:
         """Notes one.
@@ -72,7 +76,13 @@ class Refusals:
         """
         cell, place = self._cell(), f"{destination} [{name}]" if name else destination
         reason = self._reason(why)
-        line = {"time": round(time.time(), 3), "cell": cell, "destination": place, "rule": why, "reason": reason}
+        line = {
+            "time": round(time.time(), 3),
+            "cell": cell,
+            "destination": place,
+            "rule": why,
+            "reason": reason,
+        }
         self._file.emit(logging.LogRecord("", logging.INFO, "", 0, json.dumps(line), None, None))
         if cell != self._told_in:
             self._told_in, self._told = cell, set()

@@ -1,10 +1,10 @@
 """The guest's only DNS server, dnsmasq(8), in the VM's namespace: its command line, and what its log says.
 
-It asks the host's resolver for the names that the policy allows, answers all others by itself (NXDOMAIN), and
-puts the addresses of a rule's name into that rule's sets before it answers. Answers that point to where a name
-of the internet has no business are not passed on (rebinding). Answers live for a minute at most, addresses in
-sets a little longer than that; as an address that is in a set already is not given a new life by dnsmasq, that
-is done by whoever reads its log.
+It asks the host's resolver for the names that the policy allows, answers all others by itself (NXDOMAIN),
+and puts the addresses of a rule's name into that rule's sets before it answers. Answers that point to where a
+name of the internet has no business are not passed on (rebinding). Answers live for a minute at most,
+addresses in sets a little longer; as an address that is in a set already is not given a new life by dnsmasq,
+that is done by whoever reads its log.
 """
 
 from __future__ import annotations

@@ -222,7 +222,9 @@ def _matches(rule: Rule, number: int) -> Iterator[str]:
             if protocol == "icmp":
                 yield f"{place} meta l4proto {'icmp' if word == 'ip' else 'icmpv6'}"
             else:
-                yield f"{place} {protocol} dport {ports}" if rule.ports else f"{place} meta l4proto {protocol}"
+                yield (
+                    f"{place} {protocol} dport {ports}" if rule.ports else f"{place} meta l4proto {protocol}"
+                )
 
 
 def _refuse(why: str) -> Iterator[str]:

@@ -92,6 +92,21 @@ class MicroVMProvisioner(KernelProvisionerBase):
         default_value=None, allow_none=True, config=True, help="Directories of the host: SOURCE:TARGET[:rw]."
     )
     workdir = Unicode(None, allow_none=True, config=True, help="Directory that the kernel starts in.")
+    network = Unicode(None, allow_none=True, config=True, help="none, allowlist, public or full.")
+    network_allow: Any = List(
+        default_value=None,
+        allow_none=True,
+        config=True,
+        help="What may be reached: NAME, *.NAME, CIDR[:PORT].",
+    )
+    network_deny: Any = List(
+        default_value=None, allow_none=True, config=True, help="What may not be reached, likewise."
+    )
+    network_bandwidth = Float(None, allow_none=True, config=True, help="MiB/s each way; 0: no limit.")
+    network_connections = Int(None, allow_none=True, config=True, help="Connections at a time.")
+    host_services: Any = List(
+        default_value=None, allow_none=True, config=True, help="Ports of this host for the guest."
+    )
     mount_roots: Any = List(
         default_value=None,
         allow_none=True,
@@ -112,6 +127,9 @@ class MicroVMProvisioner(KernelProvisionerBase):
     max_output = Float(None, allow_none=True, config=True, help="Most MiB of output of a cell.")
     max_message_size = Float(None, allow_none=True, config=True, help="Most MiB of one message.")
     max_message_rate = Float(None, allow_none=True, config=True, help="Most messages a second.")
+    max_network = Unicode(None, allow_none=True, config=True, help="Widest policy a kernelspec may ask for.")
+    max_network_bandwidth = Float(None, allow_none=True, config=True, help="Most MiB/s of a VM's network.")
+    max_network_connections = Int(None, allow_none=True, config=True, help="Most connections at a time.")
 
     def __init__(self, **kwargs: Any) -> None:
         """Takes the kernelspec's `config` apart from Jupyter's own arguments; it is checked at launch."""

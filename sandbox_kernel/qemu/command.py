@@ -3,7 +3,8 @@
 The machine is `pc` with the guest's ACPI off: it calibrates its clock by itself (with `microvm` under TCG
 that takes command-line constants of the host's clock), boots as fast, and can take a PCI device after a
 restore, which `microvm` cannot. Devices are reduced to what is used: a read-only disk, an entropy source, a
-serial console, vsock. There is no network device, no display, no USB, no default device of any kind.
+serial console, vsock. There is no display, no USB, no default device of any kind, and no network device but
+one that is plugged in where a policy asks for it.
 
 Everything QEMU talks to arrives as an inherited descriptor (QMP, console, vsock), so that no socket of a VM
 lies in the file system.
@@ -20,6 +21,9 @@ TRANSLATION_CACHE = {"small": 32, "large": 128}
 
 _VECTORS = 4
 """Interrupts of a vsock device: three queues and the configuration. With fewer the driver tries twice."""
+
+NIC = "nic"
+"""The network device, its other end, and that one's descriptor, each in a name space of its own."""
 
 _FD_SET = 1
 """QEMU's number for the scratch disk's descriptor (qemu(1), -add-fd)."""
@@ -179,6 +183,23 @@ def vsock_device(device: VsockDevice) -> list[tuple[str, str | int]]:
             ("vectors", _VECTORS),
         ]
     return [("driver", "vhost-user-vsock-pci"), ("chardev", "vsock"), ("vectors", _VECTORS)]
+
+
+def nic_backend() -> dict[str, str]:
+    """The arguments of `netdev_add` for a tap whose descriptor QEMU has been given by the name of `NIC`."""
+    return {"type": "tap", "id": NIC, "fd": NIC}
+
+
+def nic_device(mac: str) -> list[tuple[str, str | int]]:
+    """The network device's driver and properties, for `device_add`; no program to boot from is with it."""
+    return [
+        ("driver", "virtio-net-pci"),
+        ("netdev", NIC),
+        ("mac", mac),
+        ("romfile", ""),
+        ("mq", "off"),
+        ("ctrl_mac_addr", "off"),
+    ]
 
 
 def scratch_device(disks: Disks) -> list[tuple[str, str | int]]:

@@ -16,6 +16,7 @@ from typing import Any
 CAPABILITIES = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 _EVENTS = {"capabilities": [{"capability": "events", "state": True}]}
 _LAST = "last"
+_NIC = "nic"
 _MOST = 65536
 _WORDS = 300
 
@@ -44,10 +45,20 @@ class Script:
         """Whether the guest runs."""
         self.error = ""
         """What QEMU said when something did not go well."""
+        self.refused = ""
+        """What it said of what it was to `connect`."""
 
     def plug_in(self, device: Mapping[str, str | int]) -> None:
         """Plugs a device in, by `device_add`'s arguments, once all is `loaded`."""
         self._connection.send(_command("device_add", device))
+
+    def connect(
+        self, name: str, fd: int, backend: Mapping[str, str], device: Mapping[str, str | int]
+    ) -> None:
+        """Gives QEMU the descriptor `fd` by a name, and plugs in a network device that uses it."""
+        socket.send_fds(self._connection, [_command("getfd", {"fdname": name}, _NIC)], [fd])
+        self._connection.send(_command("netdev_add", backend, _NIC))
+        self._connection.send(_command("device_add", device, _NIC))
 
     def go_on(self) -> None:
         """Lets the guest run; it does when it is `running`."""
@@ -72,6 +83,8 @@ class Script:
         try:
             said: Any = json.loads(line)
             failed = said.get("error")
+            if failed is not None and said.get("id") == _NIC:
+                self.refused, failed = str(failed)[:_WORDS], None
             self.loaded |= said.get("event") == "MIGRATION" and said["data"]["status"] == "completed"
             self.running |= "return" in said and said.get("id") == _LAST
         except (ValueError, AttributeError, KeyError, TypeError):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from sandbox_kernel.machine.machine import Machine
+    from sandbox_kernel.network.network import Network
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +36,15 @@ class Beginning:
         belongings: what it has on the host.
         ignition: its QEMU, until the machine takes that over.
         starting: its start, which goes on by itself; None before.
+        network: its network, through which nothing passes yet; None where it is to have none, and before the
+            machine is attended to or loads.
     """
 
     decision: Decision
     belongings: Belongings
     ignition: Ignition
     starting: asyncio.Task[None] | None = None
+    network: Network | None = None
     _machine: Machine | None = None
 
     @property
@@ -88,8 +92,19 @@ class Beginning:
         from sandbox_kernel.machine.machine import Machine
 
         if self._machine is None:
-            self._machine = Machine(self.ignition, trace)
+            self.network = self._begin_network()
+            self._machine = Machine(self.ignition, trace, self.network)
         return self._machine
+
+    def _begin_network(self) -> Network | None:
+        spec = self.decision.spec
+        if spec.network == "none":
+            return None
+        from sandbox_kernel.network.network import Network  # which most kernels have no use for
+
+        network = Network(self.belongings.cgroup, self.belongings.logs, bool(spec.host_services))
+        network.begin()
+        return network
 
     async def aclose(self) -> None:
         """Ends the machine, whatever it has come to; idempotent."""
@@ -100,6 +115,8 @@ class Beginning:
             await gather(self.starting, return_exceptions=True)
         if self._machine is not None:
             await self._machine.stop()
+        if self.network is not None:
+            await self.network.aclose()
         self.ignition.abandon()
 
     async def boot_instead(self, error: TemplateError, trace: Trace) -> None:
@@ -108,7 +125,7 @@ class Beginning:
         assert template is not None
         _boots_instead(error, template)
         await self.aclose()
-        self._machine = self.starting = None
+        self._machine = self.starting = self.network = None
         self.ignition = _ignite(self.decision, self.belongings, None, trace)
         await self.attend(trace)
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from sandbox_kernel.errors import HostError
 from sandbox_kernel.jail import cgroup
 from sandbox_kernel.jail.guardian import Guardian
+from sandbox_kernel.logfile import log_to
 from sandbox_kernel.spec import VMSpec
 from sandbox_kernel.supervisor import folders
-from sandbox_kernel.logfile import log_to
 
 if TYPE_CHECKING:
     import asyncio

@@ -19,6 +19,7 @@ from sandbox_kernel.agent.client import Configuration, KernelExit
 from sandbox_kernel.agent.protocol import CHANNEL_PORTS, can_adopt
 from sandbox_kernel.errors import GuestError, KernelStartError
 from sandbox_kernel.machine.machine import Machine
+from sandbox_kernel.network.addresses import LINKS
 from sandbox_kernel.relay.relay import Relay
 from sandbox_kernel.spec import VMSpec
 from sandbox_kernel.supervisor.control import LaunchRequest
@@ -72,7 +73,8 @@ class GuestKernel:
         """
         if self._machine.restored and can_adopt(list(request.argv), dict(request.env)):
             self._attach()
-        configuration = _configuration(request.spec.processes, bool(request.spec.disk))
+        spec = request.spec
+        configuration = _configuration(spec.processes, bool(spec.disk), spec.network != "none")
         connection = _guest_connection(request.connection)
         sent = time.time_ns()
         started = await self._machine.agent.start(
@@ -168,8 +170,10 @@ class GuestKernel:
         return task
 
 
-def _configuration(processes: int, scratch: bool = False) -> Configuration:
-    return Configuration(time.time_ns(), "sandbox", os.urandom(_ENTROPY), processes, scratch=scratch)
+def _configuration(processes: int, scratch: bool = False, network: bool = False) -> Configuration:
+    entropy = os.urandom(_ENTROPY)
+    links = LINKS if network else None
+    return Configuration(time.time_ns(), "sandbox", entropy, processes, scratch=scratch, network=links)
 
 
 def _guest_connection(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sandbox_kernel.agent.client import KernelExit
 from sandbox_kernel.death import Death
@@ -50,6 +50,9 @@ from sandbox_kernel.supervisor.shares import Shares
 from sandbox_kernel.supervisor.usage import Usage
 from sandbox_kernel.supervisor.window import Operation, Window
 from sandbox_kernel.trace import Trace
+
+if TYPE_CHECKING:
+    from sandbox_kernel.network.network import Network
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +96,8 @@ class Supervisor:
         self._kernel: GuestKernel | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._shares: Shares | None = None
+        self._network: Network | None = None
+        self._opening: asyncio.Task[None] | None = None
         self._idle: list[asyncio.Task[None]] = []
         self._pooled = False
         self._orderly = False
@@ -149,7 +154,7 @@ class Supervisor:
             self._bind(request)
             if beginning.starting is None:
                 self._stop_idling()  # how a start goes is for the start to say
-            machine = await self._start_machine(beginning)
+            machine = await self._start_machine(beginning, request.spec)
             kernel = self._kernel_of(machine)
             shares = self._shares = Shares(
                 machine, beginning.belongings.cgroup, request.mount_roots, self._say
@@ -159,6 +164,9 @@ class Supervisor:
                 await kernel.start(request, await shares.begin(mounts))
             except GuestError as error:
                 raise shares.explain(error) from error
+            if self._opening is not None:
+                await self._opening
+                self._trace.mark("network ready")
             if not kernel.adopted:
                 await kernel.connect()
             self._stop_idling()
@@ -308,6 +316,10 @@ class Supervisor:
         beginning.belongings.watch_guardian(asyncio.get_running_loop())
         return beginning
 
+    def _cell(self) -> str:
+        """Id of the request whose cell runs; empty when none does."""
+        return next((cell.request.id for cell in self._relay.running), "")
+
     def _assign(self, request: LaunchRequest) -> Beginning:
         """Makes a VM that is ready the one of `request`."""
         assert self._beginning is not None
@@ -347,17 +359,29 @@ class Supervisor:
         """How the VM came to be."""
         return "cold" if not machine.restored else "pooled" if self._pooled else "restored"
 
-    async def _start_machine(self, beginning: Beginning) -> Machine:
-        """Waits until a VM that was begun has started; boots another one if its template is of no use."""
+    async def _start_machine(self, beginning: Beginning, spec: VMSpec | None = None) -> Machine:
+        """Waits until a VM that was begun has started; boots another one if its template is of no use.
+
+        Args:
+            beginning: what was begun.
+            spec: of the kernel that is launched, whose policy the network is opened to meanwhile; None for a
+                VM that is nobody's yet.
+        """
         try:
             if beginning.starting is None:
                 await beginning.attend(self._trace)
             assert beginning.starting is not None
             self._machine = machine = beginning.machine
+            network = self._network = beginning.network
+            if network is not None and spec is not None:
+                network.report_to(self._cell, self._say, self._tell)
+                self._opening = self._task(network.apply(spec.policy))
             await beginning.starting
+            if network is not None:
+                network.plugged()
         except TemplateError as error:
             await beginning.boot_instead(error, self._trace)
-            return await self._start_machine(beginning)
+            return await self._start_machine(beginning, spec)
         return machine
 
     def _keep_time(self, machine: Machine, spec: VMSpec) -> None:

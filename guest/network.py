@@ -1,0 +1,115 @@
+"""The guest's network device: found, given addresses, a way out and a DNS server (netdevice(7), ipv6(7)).
+
+It comes after the boot or the restore, where there is one at all. What it may reach is decided on the host.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+import time
+
+import fields
+import system
+from fields import Request
+
+_DEVICES = "/sys/class/net"
+_RESCAN = "/sys/bus/pci/rescan"
+_RESOLVER = "/etc/resolv.conf"
+_SECONDS = 10.0
+_LOOK = 0.005
+_LONGEST_ADDRESS = 45
+_SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x890B, 0x8914, 0x8916, 0x891C
+_UP_RUNNING = 0x41
+_RTF_UP_GATEWAY = 0x3
+_OF_IPV6 = (("accept_dad", "0"), ("accept_ra", "0"), ("accept_redirects", "0"))
+"""Addresses come from the host, are nowhere else, and are to be usable at once."""
+
+
+class Link:
+    """What the host says of one version of IP: `address`, `prefix` (bits of its network), `gateway`."""
+
+    __slots__ = ("address", "gateway", "prefix")
+
+    def __init__(self, family: int, request: Request) -> None:
+        """Raises ValueError over a field that makes no sense."""
+        bits = 32 if family == socket.AF_INET else 128
+        self.prefix = fields.integer(request, "prefix", 1, bits)
+        try:
+            self.address = socket.inet_pton(family, fields.text(request, "address", _LONGEST_ADDRESS))
+            self.gateway = socket.inet_pton(family, fields.text(request, "gateway", _LONGEST_ADDRESS))
+        except OSError as error:
+            raise ValueError(f"network has an address that is none: {error}") from error
+
+
+class Network:
+    """The field `network` of a configuration."""
+
+    def __init__(self, request: Request) -> None:
+        """Raises ValueError over a field that makes no sense; nothing has been changed then."""
+        self._four = Link(socket.AF_INET, fields.mapping(request, "ipv4"))
+        self._six = Link(socket.AF_INET6, fields.mapping(request, "ipv6"))
+
+    def use(self) -> None:
+        """Brings the device up.
+
+        Raises:
+            OSError: it does not come, or Linux refuses.
+        """
+        name = _find()
+        for key, value in _OF_IPV6:
+            system.write(f"/proc/sys/net/ipv6/conf/{name}/{key}", value)
+        device = name.encode()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as four:
+            mask = ((1 << 32) - (1 << (32 - self._four.prefix))).to_bytes(4, "big")
+            fcntl.ioctl(four, _SIOCSIFADDR, struct.pack("16s16s8x", device, _address(self._four.address)))
+            fcntl.ioctl(four, _SIOCSIFNETMASK, struct.pack("16s16s8x", device, _address(mask)))
+            fcntl.ioctl(four, _SIOCSIFFLAGS, struct.pack("16sH22x", device, _UP_RUNNING))
+            fcntl.ioctl(four, _SIOCADDRT, _route(self._four.gateway))
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as six:
+            index = socket.if_nametoindex(name)
+            fcntl.ioctl(six, _SIOCSIFADDR, struct.pack("=16sIi", self._six.address, self._six.prefix, index))
+            fcntl.ioctl(six, _SIOCADDRT, _route_of_six(self._six.gateway, index))
+        with open(_RESOLVER, "w") as file:
+            file.write(
+                f"nameserver {socket.inet_ntop(socket.AF_INET, self._four.gateway)}\n"
+                "options timeout:3 attempts:2\n"
+            )
+
+
+def _find() -> str:
+    """The device's name, when it is there."""
+    deadline = time.monotonic() + _SECONDS
+    rescanned = False
+    while True:
+        found = [name for name in os.listdir(_DEVICES) if name.startswith("e")]
+        if found:
+            return found[0]
+        if not rescanned:
+            rescanned = True
+            system.write(_RESCAN, "1")  # it was plugged in when Linux was up
+            continue
+        if time.monotonic() > deadline:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), _DEVICES)
+        time.sleep(_LOOK)
+
+
+def _address(four: bytes) -> bytes:
+    """struct sockaddr_in."""
+    return struct.pack("=HH4s8x", socket.AF_INET, 0, four)
+
+
+def _route(gateway: bytes) -> bytes:
+    """struct rtentry: everything that nothing else is known of goes to the gateway."""
+    nobody = _address(b"\0\0\0\0")
+    return struct.pack(
+        "@L16s16s16sHhLPhPLLH", 0, nobody, _address(gateway), nobody, _RTF_UP_GATEWAY, 0, 0, 0, 1, 0, 0, 0, 0
+    )
+
+
+def _route_of_six(gateway: bytes, index: int) -> bytes:
+    """struct in6_rtmsg, likewise."""
+    return struct.pack("@16s16s16sIHHILIi", b"", b"", gateway, 0, 0, 0, 1, 0, _RTF_UP_GATEWAY, index)
