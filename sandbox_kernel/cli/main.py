@@ -16,7 +16,9 @@ import click
 from sandbox_kernel.cli.doctor import doctor
 from sandbox_kernel.cli.image import image
 from sandbox_kernel.cli.kernelspec import kernelspec
+from sandbox_kernel.cli.logs import logs
 from sandbox_kernel.cli.mount import mount, mounts, unmount
+from sandbox_kernel.cli.network import network
 from sandbox_kernel.cli.pool import pool
 from sandbox_kernel.cli.setup import setup
 from sandbox_kernel.cli.template import template
@@ -43,7 +45,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
 
 
-for command in (setup, doctor, image, template, pool, kernelspec, ps, stats, mount, unmount, mounts):
+for command in (
+    *(setup, doctor, image, template, pool, kernelspec),
+    *(ps, stats, logs, mount, unmount, mounts, network),
+):
     main.add_command(command)
 
 

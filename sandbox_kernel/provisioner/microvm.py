@@ -286,6 +286,7 @@ class MicroVMProvisioner(KernelProvisionerBase):
         caps = from_environment(os.environ, tuple(CAPS)) | {
             name: getattr(self, name) for name in CAPS if getattr(self, name) is not None
         }
+        self._max_network = str(caps.get("max_network") or "")
         return resolve(
             [
                 (
@@ -345,6 +346,7 @@ class MicroVMProvisioner(KernelProvisionerBase):
             notice=self._notice(),
             kernel=name,
             mount_roots=self._mount_roots,
+            max_network=self._max_network,
         )
         pooled = await in_thread(take, self._spec)
         if pooled is not None:

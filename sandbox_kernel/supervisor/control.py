@@ -53,6 +53,7 @@ class LaunchRequest:
         notice: a sentence that the first cell's output begins with; empty for none.
         kernel: the kernelspec's name, for people.
         mount_roots: what the administrator lets be mounted (mount.py, `check`); None: anything.
+        max_network: the widest policy that the administrator allows; empty: any.
     """
 
     id: str
@@ -65,6 +66,7 @@ class LaunchRequest:
     notice: str = ""
     kernel: str = ""
     mount_roots: tuple[str, ...] | None = None
+    max_network: str = ""
 
     def to_line(self) -> bytes:
         """This request as a line of the protocol."""
@@ -90,6 +92,7 @@ class LaunchRequest:
                 notice=str(message["notice"]),
                 kernel=str(message["kernel"]),
                 mount_roots=None if roots is None else tuple(map(str, roots)),
+                max_network=str(message["max_network"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(

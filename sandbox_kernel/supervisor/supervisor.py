@@ -18,7 +18,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sandbox_kernel.agent.client import KernelExit
@@ -38,7 +38,7 @@ from sandbox_kernel.machine.machine import Machine
 from sandbox_kernel.mount import parse
 from sandbox_kernel.relay.limits import RelayLimits
 from sandbox_kernel.relay.relay import ClientEndpoints, Relay
-from sandbox_kernel.spec import LIMITS, VMSpec
+from sandbox_kernel.spec import LIMITS, VMSpec, resolve
 from sandbox_kernel.supervisor import causes, expiry, next_template, usage
 from sandbox_kernel.supervisor.beginning import Beginning, begin
 from sandbox_kernel.supervisor.control import LaunchRequest, PrepareRequest, addresses
@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_POLICY = ("network", "network_allow", "network_deny", "network_connections", "network_bandwidth")
+"""What of a network can be changed while the kernel runs."""
 _DRAIN = 2.0
 _SIGNAL = 10.0
 
@@ -249,7 +251,39 @@ class Supervisor:
         async def mounts(request: Mapping[str, Any]) -> dict[str, Any]:
             return {"mounts": [str(each) for each in shares.mounts]}
 
-        return {"usage": look, "mount": mount, "unmount": unmount, "mounts": mounts}
+        async def network(request: Mapping[str, Any]) -> dict[str, Any]:
+            return await self._change_policy(request)
+
+        async def logs(request: Mapping[str, Any]) -> dict[str, Any]:
+            return {"logs": self._logs()}
+
+        return {
+            "usage": look,
+            "logs": logs,
+            "mount": mount,
+            "unmount": unmount,
+            "mounts": mounts,
+            "network": network,
+        }
+
+    async def _change_policy(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Has another policy hold, where `request` names one; what holds then, by the configuration's keys."""
+        launched = self._request
+        assert launched is not None
+        if self._network is None:
+            raise ConfigurationError(
+                "This VM has no network device; start the kernel with `network`, such as 'allowlist'."
+            )
+        given = {name: request[name] for name in _POLICY if request.get(name) is not None}
+        now = {name: getattr(launched.spec, name) for name in _POLICY}
+        if given:
+            caps = {"max_network": launched.max_network or None}
+            spec = resolve([("the request", {**now, **given})], caps)
+            await self._network.apply(spec.policy)
+            changed = {name: getattr(spec, name) for name in _POLICY}
+            launched = self._request = replace(launched, spec=replace(launched.spec, **changed))
+            now = changed
+        return {"network": now}
 
     async def status(self) -> dict[str, Any]:
         """What the agent reports of the kernel and the guest's memory, and how the start went so far.

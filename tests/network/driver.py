@@ -1,0 +1,60 @@
+"""Drives one kernel in the tests' world: a JSON object a line in, one out.
+
+    {"start": {…}}          a kernel with this configuration → {"ok": VM}
+    {"cell": code}          → {"ok": what it printed} or {"error": …}
+    {"ask": {…}}            what a VM's window is asked for (supervisor/window.py) → {"ok": answer}
+    {"log": name}           → {"ok": text of that file among the VM's logs}
+    {"stop": true}          → {"ok": ""}
+
+An error of any kind is `{"error": class, "message": text}`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from sandbox_kernel.supervisor import remote
+from tests.microvm import Kernel, microvm
+
+
+class Driver:
+    """The kernel, if there is one."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._kernel: Kernel | None = None
+
+    def answer(self, request: dict[str, Any]) -> Any:
+        if "start" in request:
+            self._kernel = self._stack.enter_context(microvm(**request["start"]))
+            return self._kernel.manager.provisioner.report["id"]
+        assert self._kernel is not None
+        if "cell" in request:
+            return self._kernel.run(request["cell"])
+        if "ask" in request:
+            vm = self._kernel.manager.provisioner.report["id"]
+            return remote.ask(remote.find(vm), request["ask"])
+        if "log" in request:
+            return Path(self._kernel.manager.provisioner.report["logs"], request["log"]).read_text()
+        self._stack.close()
+        self._kernel = None
+        return ""
+
+
+def main() -> None:
+    driver = Driver()
+    for line in sys.stdin:
+        try:
+            said = {"ok": driver.answer(json.loads(line))}
+        except Exception as error:
+            said = {"error": type(error).__name__, "message": str(error)}
+        print(json.dumps(said), flush=True)
+    driver.answer({"stop": True})
+
+
+if __name__ == "__main__":
+    main()
