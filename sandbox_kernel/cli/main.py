@@ -21,6 +21,7 @@ from sandbox_kernel.cli.pool import pool
 from sandbox_kernel.cli.setup import setup
 from sandbox_kernel.cli.template import template
 from sandbox_kernel.cli.usage import ps, stats
+from sandbox_kernel.cli.volume import volume
 from sandbox_kernel.errors import SandboxKernelError
 
 
@@ -43,7 +44,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
 
 
-for command in (setup, doctor, image, template, pool, kernelspec, ps, stats, mount, unmount, mounts):
+for command in (setup, doctor, image, template, pool, kernelspec, ps, stats, mount, unmount, mounts, volume):
     main.add_command(command)
 
 
