@@ -12,6 +12,8 @@ from sandbox_kernel.jail import bubblewrap
 
 _FEATURES = "extent,flex_bg,metadata_csum,sparse_super,large_file,huge_file,dir_nlink,extra_isize"
 """Of ext4(5), independent of this host's mke2fs.conf."""
+FOLDERS = (Path("/usr/sbin"), Path("/sbin"))
+"""Where the program is, which are not on every user's search path."""
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
@@ -24,8 +26,8 @@ def find(without: str) -> Path:
     Raises:
         MissingToolError: e2fsprogs is not installed.
     """
-    for folder in ("/usr/sbin", "/sbin"):  # not on every user's search path
-        path = Path(folder) / "mke2fs"
+    for folder in FOLDERS:
+        path = folder / "mke2fs"
         if path.exists():
             return path
     return bubblewrap.find("mke2fs", f"install e2fsprogs, or {without}")
