@@ -35,8 +35,13 @@ _FLAGS = system.MS_NOSUID | system.MS_NODEV | system.MS_NOATIME
 _OPTIONS = "commit=1,discard,errors=remount-ro,noinit_itable"
 """A guest can be gone at any moment. Files that are deleted are to take no room on the host; there, a new
 volume is full of zeros already."""
-_AGE = "100"
-"""Hundredths of a second that what is written may stay in memory alone, for the same reason."""
+_IN_MEMORY = (
+    ("dirty_expire_centisecs", "100"),
+    ("dirty_writeback_centisecs", "100"),
+    ("dirty_background_bytes", "4194304"),
+    ("dirty_bytes", "33554432"),
+)
+"""How long, and how much of, what is written may be in memory alone, for the same reason (sysctl/vm.rst)."""
 
 
 class Volumes:
@@ -64,8 +69,8 @@ class Volumes:
                     raise Refused("unclean", volume.target) from error
                 raise Refused("volume", f"{volume.target}: {error.strerror or error}") from error
         if writable:
-            system.write("/proc/sys/vm/dirty_expire_centisecs", _AGE)
-            system.write("/proc/sys/vm/dirty_writeback_centisecs", _AGE)
+            for name, value in _IN_MEMORY:
+                system.write(f"/proc/sys/vm/{name}", value)
 
     def freeze(self) -> None:
         """Has all of them written out, and nothing more written to them, for good.

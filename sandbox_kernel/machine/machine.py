@@ -326,13 +326,18 @@ class Machine:
         self._told_of_disk = True
         reason = str(data.get("reason", ""))[:200]
         if data.get("nospace") is True or reason in _FULL:
-            what, where = "The VM's scratch disk", paths.cache_dir()
+            what, where, fix = (
+                "The VM's scratch disk",
+                paths.cache_dir(),
+                " and write the kernel's last files anew",
+            )
             for number, name in enumerate(self._volumes):
                 if str(data.get("node-name")).startswith(volume_name(number)):
                     what, where = f"The volume {name}", paths.data_dir()
+                    fix = ", restart the kernel and write its last files anew"  # its journal may have ended
             self.on_trouble(
                 f"{what} could not be written to, as the host's disk is full ({reason}: {where}); make room "
-                "there and write the kernel's last files anew."
+                f"there{fix}."
             )
         else:
             self.on_trouble(

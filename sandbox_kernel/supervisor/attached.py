@@ -20,7 +20,7 @@ _PATIENCE = 2.0
 """Seconds for the clean-up of a kernel that has just ended."""
 _POLL = 0.02
 _CONNECT = 1.0
-FREEZING = 3.0
+_FREEZING = 5.0
 """Seconds that a guest has to write out what it has; then its volumes are what they are after a crash."""
 
 
@@ -73,10 +73,10 @@ class Attached:
         if machine.ended.done() or not any(volume.writable for volume, _ in self._held):
             return
         try:
-            async with asyncio.timeout(FREEZING):
+            async with asyncio.timeout(_FREEZING):
                 agent = await machine.connect_agent(_CONNECT)
                 try:
-                    await agent.freeze(FREEZING)
+                    await agent.freeze(_FREEZING)
                 finally:
                     await agent.aclose()
         except (SandboxKernelError, OSError, TimeoutError) as error:
