@@ -163,7 +163,10 @@ def accepted(answer: Mapping[str, object]) -> dict[str, object]:
         case "mount":
             raise MountError(f"The guest could not mount {reason}.")
         case "volume":
-            raise VolumeError(f"The guest could not mount the volume on {reason}.")
+            raise VolumeError(
+                f"The guest could not mount the volume on {reason}; if it is damaged, take a copy "
+                "or a new one."
+            )
         case "unclean":
             raise VolumeError(
                 f"The volume on {reason} was not closed when its last kernel ended, so its journal has to be "

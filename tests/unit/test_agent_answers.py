@@ -142,7 +142,10 @@ def test_stacks_are_lines_of_printable_text_and_not_too_many_of_them() -> None:
 def test_a_volume_that_cannot_be_mounted_is_told_with_its_place() -> None:
     with pytest.raises(VolumeError) as caught:
         answers.accepted({"ok": False, "error": "volume", "message": "/data: Structure needs cleaning"})
-    assert str(caught.value) == "The guest could not mount the volume on /data: Structure needs cleaning."
+    assert str(caught.value) == (
+        "The guest could not mount the volume on /data: Structure needs cleaning; if it is damaged, take a "
+        "copy or a new one."
+    )
     with pytest.raises(VolumeError) as caught:
         answers.accepted({"ok": False, "error": "unclean", "message": "/data"})
     assert str(caught.value) == (

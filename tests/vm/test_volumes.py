@@ -21,6 +21,7 @@ from sandbox_kernel.image.progress import Silent
 from sandbox_kernel.spec import VMSpec
 from sandbox_kernel.supervisor.nursery import nursery
 from tests.microvm import Kernel, manager, microvm, traces, until
+from tests.vm import pools
 from tests.vm.conftest import LIMIT
 
 SIZE = 64
@@ -159,6 +160,16 @@ def test_a_vm_that_waits_for_a_kernel_has_no_volume(name: str) -> None:
         assert kernel.run("print(open('/data/x').read())") == "1"
 
 
+def test_a_kernel_from_a_pool_gets_its_volumes(name: str, runtime: Path) -> None:
+    with pools.pool() as pool:
+        pool.wait()
+        with microvm(volumes=[f"{name}:/data:rw"]) as kernel:
+            assert pools.started(kernel) == "pooled"
+            kernel.run("open('/data/x', 'w').write('1')")
+            text = refusal(VolumeBusy, volumes=[f"{name}:/data"])
+            assert f" supervisor {kernel.supervisor.pid}, " in text
+
+
 def test_a_volume_may_lie_in_the_home_on_a_scratch_disk_and_a_mount_in_the_volume(
     name: str, tmp_path: Path
 ) -> None:
@@ -180,4 +191,11 @@ def test_what_cannot_be_attached_is_refused_with_the_way_out(name: str) -> None:
         f"The volume {name} cannot be mounted on /etc, which the guest's system needs; choose another path, "
         "such as /data."
     )
+    with (VolumeStore().directory / name).open("r+b") as file:
+        file.write(bytes(4096))
+    for access in ("ro", "rw"):
+        assert refusal(VolumeError, volumes=[f"{name}:/data:{access}"]) == (
+            "The guest could not mount the volume on /data: Invalid argument; if it is damaged, take a copy "
+            "or a new one."
+        )
     assert is_free(name)
