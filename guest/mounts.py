@@ -57,7 +57,7 @@ class Mounts:
         try:
             if not allowed:
                 raise TimeoutError("the guest was not configured in time")
-            _prepare(target)
+            prepare(target)
             system.mount("sandbox", target, "9p", *self._how(read_only, connection))
             outcome = ""
         except OSError as error:
@@ -118,7 +118,7 @@ class Mounts:
         return flags, ",".join(f"{name}={value}" for name, value in options.items())
 
 
-def _prepare(target: str) -> None:
+def prepare(target: str) -> None:
     """Makes the directory to mount on, which everybody can reach, as /root in a usual guest cannot be.
 
     Raises:

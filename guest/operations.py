@@ -17,6 +17,7 @@ import fields
 import files
 import program
 import system
+import volumes
 from agent_protocol import MAX_EXEC_SECONDS, MAX_PAYLOAD, OPERATIONS, PROTOCOL_VERSION
 from answer import Answer, Refused
 from children import Children, Plan
@@ -49,6 +50,7 @@ class Operations:
         self._end_machine = end_machine
         self._kernel: KernelProcess | None = None
         self._mounts = Mounts(settings)
+        self._volumes = volumes.Volumes()
         self.standby: Standby | None = None
         """The kernel of a template, until the first `start`."""
         self._starting = threading.Lock()
@@ -107,12 +109,15 @@ class Operations:
             fields.mapping(request, "connection"),
         )
         mounts = fields.texts(request, "mounts", _LONGEST_PATH)
+        attached = volumes.parse(request)
         with self._starting:
             if self._kernel is not None:
                 raise Refused("started", "The kernel of this VM has been started already.")
             configuration.apply(self._settings, self.standby is not None)
             if configuration.scratch and self.standby is not None:
                 self.standby.leave_home()
+            if attached:
+                self._attach(attached)
             self._mounts.allow(mounts)
             for target in mounts:
                 self._mounts.await_made(target)
@@ -124,6 +129,12 @@ class Operations:
                     "start", f"The kernel's command cannot be executed: {error.filename}: {error.strerror}."
                 ) from error
             return Answer({"pid": self._kernel.pid, "adopted": adopted is not None, "clock": time.time_ns()})
+
+    def _attach(self, attached: list[volumes.Volume]) -> None:
+        self._volumes.attach(attached)
+        home = f"{self._settings.home}/"
+        if self.standby is not None and any(home.startswith(f"{each.target}/") for each in attached):
+            self.standby.leave_home()
 
     def _adopt(self, order: Order) -> KernelProcess | None:
         if self.standby is None:
@@ -227,6 +238,10 @@ class Operations:
 
     def _unmount(self, request: Request, payload: bytes) -> Answer:
         self._mounts.remove(fields.text(request, "target", _LONGEST_PATH))
+        return Answer()
+
+    def _freeze(self, request: Request, payload: bytes) -> Answer:
+        self._volumes.freeze()
         return Answer()
 
     def _shutdown(self, request: Request, payload: bytes) -> Answer:

@@ -2,6 +2,7 @@
 
     SandboxKernelError
     ├── ConfigurationError      the user asked for something that is not allowed
+    │   └── VolumeBusy          a volume is attached, in a way that excludes what is asked for
     ├── HostError               this machine lacks something: a tool, space, a device, an image
     │   ├── MissingToolError
     │   ├── AcceleratorError
@@ -16,6 +17,7 @@
     │   ├── BootError           it did not come up in time
     │   ├── KernelStartError    it came up, the kernel's command did not
     │   ├── MountError          it could not mount a directory of the host
+    │   ├── VolumeError         it could not mount a volume
     │   ├── KernelExited        the kernel ended, or was ended by a signal that somebody in the guest sent
     │   ├── KernelCrashed       the kernel's interpreter crashed
     │   ├── GuestPanicked       the guest's Linux did
@@ -41,6 +43,10 @@ class SandboxKernelError(Exception):
 
 class ConfigurationError(SandboxKernelError):
     """The user, the kernelspec or the administrator asked for something that is not allowed."""
+
+
+class VolumeBusy(ConfigurationError):
+    """A volume is attached to a kernel, and cannot be to another one in that way, or be removed."""
 
 
 class HostError(SandboxKernelError):
@@ -97,6 +103,10 @@ class KernelStartError(GuestError):
 
 class MountError(GuestError):
     """A directory of the host could not be mounted in the guest."""
+
+
+class VolumeError(GuestError):
+    """A volume could not be attached to the VM, or mounted in the guest."""
 
 
 class KernelExited(GuestError):

@@ -84,18 +84,32 @@ def parse(text: str) -> Mount:
                 f"The mount of {source} has the option {option!r}; allowed are ro, rw, written=MiB and "
                 "files=NUMBER."
             )
+    host = _tidy(source)
     mount = Mount(
-        _tidy(source), _tidy(target), writable, found.get("written", 0) << 20, found.get("files", 0)
+        host,
+        guest_place(target, str(host)),
+        writable,
+        found.get("written", 0) << 20,
+        found.get("files", 0),
     )
-    where = str(mount.target)
-    if where == "/" or any(where == place or where.startswith(f"{place}/") for place in _SYSTEM):
-        raise ConfigurationError(
-            f"{mount.source} cannot be mounted on {where}, which the guest's system needs; choose another "
-            "path, such as /data."
-        )
     if mount.source == PurePosixPath("/"):
         raise ConfigurationError("The host's root cannot be mounted; name a directory below it.")
     return mount
+
+
+def guest_place(target: str, what: str) -> PurePosixPath:
+    """The path `target` of the guest, without `..`, where `what` can be mounted.
+
+    Raises:
+        ConfigurationError: the guest's system is there.
+    """
+    place = _tidy(target)
+    if any(place.is_relative_to(needed) for needed in _SYSTEM) or place == PurePosixPath("/"):
+        raise ConfigurationError(
+            f"{what} cannot be mounted on {place}, which the guest's system needs; choose another path, such "
+            "as /data."
+        )
+    return place
 
 
 def fill_in(texts: Iterable[str], places: Mapping[str, str]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox_kernel import mount, policy
+from sandbox_kernel import mount, policy, volume
 from sandbox_kernel.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "SANDBOX_KERNEL_"
@@ -65,6 +65,7 @@ class VMSpec:
         message_rate: messages a second that the kernel may publish before it has to wait; 0: any number.
         unenforced: `warn` or `refuse`: what to do where this host cannot enforce a limit.
         mounts: directories of the host, as mount.py describes them.
+        volumes: disks that outlive the kernel, as volume.py describes them.
         workdir: directory of the guest that the kernel starts in; its user's home when empty.
         network: `none` (no network device at all), `allowlist`, `public` or `full`; see policy.py.
         network_allow: what may be reached beside that, as policy.py describes rules.
@@ -98,6 +99,7 @@ class VMSpec:
     message_rate: float = 0.0
     unenforced: str = "warn"
     mounts: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
     workdir: str = ""
     network: str = "none"
     network_allow: tuple[str, ...] = ()
@@ -136,7 +138,7 @@ class VMSpec:
 DEFAULT = VMSpec()
 
 _NOT_OF_THE_VM = (
-    *("transport", "env", "boot_timeout", "processes", "mounts", "workdir"),
+    *("transport", "env", "boot_timeout", "processes", "mounts", "volumes", "workdir"),
     *("network_allow", "network_deny", "network_bandwidth", "network_connections"),
     *("cell_timeout", "cell_grace", "idle_timeout", "lifetime", "output", "message_size", "message_rate"),
 )
@@ -254,6 +256,13 @@ KEYS: dict[str, Key] = {
             "a list of SOURCE:TARGET[:ro|:rw], paths that begin with `/`, {cwd} or {notebook_dir}",
             pattern=mount.PATTERN,
             most=16,
+        ),
+        Key(
+            "volumes",
+            tuple,
+            "a list of NAME:TARGET[:ro|:rw], each a volume's name and an absolute path",
+            pattern=volume.PATTERN,
+            most=volume.MOST,
         ),
         Key(
             "workdir",
@@ -405,7 +414,9 @@ def placed(spec: VMSpec, where: Mapping[str, str], roots: Sequence[str] | None) 
         ConfigurationError: something is not to be mounted.
     """
     mounts = mount.fill_in(spec.mounts, where)
-    mount.check([mount.parse(text) for text in mounts], roots)
+    parsed = [mount.parse(text) for text in mounts]
+    mount.check(parsed, roots)
+    volume.check([volume.parse(text) for text in spec.volumes], parsed)
     [workdir] = mount.fill_in((spec.workdir,), where)
     return dataclasses.replace(spec, mounts=mounts, workdir=workdir)
 

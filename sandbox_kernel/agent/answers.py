@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sandbox_kernel.errors import GuestError, GuestProtocolError, KernelStartError, MountError
+from sandbox_kernel.errors import (
+    GuestError,
+    GuestProtocolError,
+    KernelStartError,
+    MountError,
+    VolumeError,
+)
 
 _TEXT = 2000
 _NAME = 80
@@ -146,7 +152,7 @@ def accepted(answer: Mapping[str, object]) -> dict[str, object]:
 
     Raises:
         GuestError: it refuses, with a sentence; KernelStartError when the kernel cannot be started,
-            MountError when a directory cannot be mounted.
+            MountError when a directory cannot be mounted, VolumeError when a volume cannot.
         GuestProtocolError: it does neither.
     """
     ok = _flag(answer, "ok")
@@ -156,6 +162,16 @@ def accepted(answer: Mapping[str, object]) -> dict[str, object]:
     match answer.get("error"):
         case "mount":
             raise MountError(f"The guest could not mount {reason}.")
+        case "volume":
+            raise VolumeError(
+                f"The guest could not mount the volume on {reason}; if it is damaged, take a copy "
+                "or a new one."
+            )
+        case "unclean":
+            raise VolumeError(
+                f"The volume on {reason} was not closed when its last kernel ended, so its journal has to be "
+                "replayed before it can be read; attach it read-write once, with `:rw`."
+            )
         case "start":
             kind: type[GuestError] = KernelStartError
         case _:

@@ -150,6 +150,7 @@ class AgentClient:
         cwd: str | None = None,
         configuration: Configuration | None = None,
         mounts: Sequence[str] = (),
+        volumes: Sequence[Mapping[str, object]] = (),
     ) -> Started:
         """Starts the kernel; its channels may be connected from now on.
 
@@ -160,21 +161,32 @@ class AgentClient:
             cwd: folder of the guest; the home of the kernel's user when None.
             configuration: of the guest, in force before the kernel is; None when it has one.
             mounts: targets of mounts that have been asked for, which are there before the kernel is.
+            volumes: as the protocol has them, likewise.
 
         Raises:
             KernelStartError: the command cannot be executed.
-            MountError: one of the mounts cannot be made.
+            MountError: one of the mounts cannot be made; VolumeError: a volume cannot be mounted.
         """
         order: dict[str, object] = {"argv": list(argv), "env": dict(env), "connection": dict(connection)}
         if cwd is not None:
             order["cwd"] = cwd
         if mounts:
             order["mounts"] = list(mounts)
+        if volumes:
+            order["volumes"] = list(volumes)
         if configuration is not None:
             order["configuration"] = configuration.fields()
         entropy = configuration.entropy if configuration is not None else b""
         answer, _ = await self._call("start", order, entropy)
         return answers.started(answer)
+
+    async def freeze(self, timeout: float) -> None:
+        """Has the guest's volumes written out, and nothing more written to them, for good.
+
+        Args:
+            timeout: seconds that it may take.
+        """
+        await self._call("freeze", {}, timeout=timeout)
 
     async def await_mounted(self, target: str) -> None:
         """Waits until a mount that has been asked for is there.

@@ -30,7 +30,8 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
                epoch)
     start      argv (`{connection_file}` is filled in), env, connection (object: what goes into the
                connection file beside the endpoints), cwd?, configuration? (object: fields of `configure`),
-               mounts? (targets of mounts that are under way, which it waits for);
+               mounts? (targets of mounts that are under way, which it waits for), volumes? (disks with an
+               ext4 to be mounted: objects with serial, target and read_only?; before the mounts);
                payload as `configure` has it; both are applied before anything else → pid, adopted (whether
                a template's kernel has become it), clock (as `configure` has it). Once per guest, unless it
                failed. In a VM that was restored from a template the kernel runs already; its channels can
@@ -57,12 +58,14 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
                which the host serves 9p2000.L. Before `start` it waits for that
     mounted    target → nothing, once it is mounted
     unmount    target → nothing; who still has files open there is not waited for
+    freeze     → nothing, once all volumes are written out; who writes to them from then on waits for ever
     shutdown   → nothing; the machine ends when the caller has closed the connection, at most 1 s later
 
 `read` and `write` act with the rights of the kernel's user, on regular files only, and follow no link in the
 last place of a path. Error codes: `unknown` operation, `malformed` field, `failed` (the operating system's
 sentence), `start` (the kernel's command cannot be executed), `started` and `not started`, `no standby`,
-`mount` (a mount cannot be made).
+`mount` (a mount cannot be made), `volume` (a volume cannot be mounted), `unclean` (the target of one that is
+to be mounted read-only, with a journal that has to be replayed first).
 
 The kernel's five channels have one vsock port each, from `CHANNEL_PORTS`. The agent opens the listening
 sockets before it starts the kernel and hands them down, so the host may connect as soon as `start` is
@@ -115,6 +118,8 @@ MAX_EXEC_SECONDS = 300.0
 
 MAX_MOUNTS = 16
 """Mounts in a guest at a time."""
+MAX_VOLUMES = 8
+"""Volumes in a guest."""
 MOUNT_ROOT = "/share"
 """The directory that a mount asks its server for (9p2000.L, `aname`)."""
 MOUNT_MESSAGE = 64 * 1024
@@ -125,7 +130,7 @@ KERNEL_USER = 1000
 OPERATIONS = frozenset(
     {
         *("hello", "configure", "start", "rehearse", "wait", "signal", "status"),
-        *("stacks", "exec", "read", "write", "shutdown", "mount", "mounted", "unmount"),
+        *("stacks", "exec", "read", "write", "shutdown", "mount", "mounted", "unmount", "freeze"),
     }
 )
 

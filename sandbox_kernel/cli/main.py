@@ -23,6 +23,7 @@ from sandbox_kernel.cli.pool import pool
 from sandbox_kernel.cli.setup import setup
 from sandbox_kernel.cli.template import template
 from sandbox_kernel.cli.usage import ps, stats
+from sandbox_kernel.cli.volume import volume
 from sandbox_kernel.errors import SandboxKernelError
 
 
@@ -47,7 +48,7 @@ def main() -> None:
 
 for command in (
     *(setup, doctor, image, template, pool, kernelspec),
-    *(ps, stats, logs, mount, unmount, mounts, network),
+    *(ps, stats, logs, mount, unmount, mounts, network, volume),
 ):
     main.add_command(command)
 

@@ -33,11 +33,20 @@ from sandbox_kernel.errors import (
     SandboxKernelError,
     TemplateError,
     VMMDied,
+    VolumeError,
 )
 from sandbox_kernel.machine.ignition import CID, Ignition
 from sandbox_kernel.machine.state import Lifecycle, State
 from sandbox_kernel.machine.vmm import Vmm
-from sandbox_kernel.qemu.command import NIC, nic_backend, nic_device, scratch_device, vsock_device
+from sandbox_kernel.qemu.command import (
+    NIC,
+    nic_backend,
+    nic_device,
+    plug_in_volume,
+    scratch_device,
+    volume_name,
+    vsock_device,
+)
 from sandbox_kernel.qemu.script import Script
 from sandbox_kernel.trace import Trace
 from sandbox_kernel.vsock.host import VsockHost
@@ -94,6 +103,7 @@ class Machine:
         self.on_trouble: Callable[[str], None] = log.warning
         """Told, in a sentence, what went wrong on the host and did not end the VM."""
         self._told_of_disk = False
+        self._volumes: list[str] = []
 
     agent: AgentClient
     """Set by `start`."""
@@ -153,6 +163,33 @@ class Machine:
     async def connect_agent(self, timeout: float = _ATTEMPT) -> AgentClient:
         """One more connection to the agent: calls on one connection wait for each other."""
         return AgentClient(await self.vsock.connect(AGENT_PORT, timeout))
+
+    async def plug_in(self, name: str, fd: int, writable: bool) -> str:
+        """Plugs a volume into the guest, which runs and has yet to look for it.
+
+        Args:
+            name: the volume's, for people.
+            fd: its file, opened for writing only if `writable`; stays the caller's.
+            writable: whether the guest may write to it.
+
+        Returns:
+            The serial number by which the guest knows it.
+
+        Raises:
+            VolumeError: QEMU does not take it.
+        """
+        number = len(self._volumes)
+        self._volumes.append(name)
+        qmp, throttled = self._vmm.qmp, bool(self._ignition.vmm.disks.throttle)
+        try:
+            qmp.send_fd_scm(fd)
+            for command, arguments in plug_in_volume(number, writable, throttled):
+                await qmp.execute(command, arguments)
+        except (QMPError, EOFError, OSError) as error:
+            raise VolumeError(
+                f"The volume {name} could not be plugged into the VM ({error}); logs: {self._plan.logs}."
+            ) from error
+        return volume_name(number)
 
     async def disk_bytes(self) -> tuple[int, int]:
         """Bytes that the guest has read from its disks, and written to them (QMP, `query-blockstats`).
@@ -341,9 +378,18 @@ class Machine:
         self._told_of_disk = True
         reason = str(data.get("reason", ""))[:200]
         if data.get("nospace") is True or reason in _FULL:
+            what, where, fix = (
+                "The VM's scratch disk",
+                paths.cache_dir(),
+                " and write the kernel's last files anew",
+            )
+            for number, name in enumerate(self._volumes):
+                if str(data.get("node-name")).startswith(volume_name(number)):
+                    what, where = f"The volume {name}", paths.data_dir()
+                    fix = ", restart the kernel and write its last files anew"  # its journal may have ended
             self.on_trouble(
-                f"The VM's scratch disk could not be written to, as the host's disk is full ({reason}: "
-                f"{paths.cache_dir()}); make room there and write the kernel's last files anew."
+                f"{what} could not be written to, as the host's disk is full ({reason}: {where}); make room "
+                f"there{fix}."
             )
         else:
             self.on_trouble(

@@ -8,19 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 from pathlib import Path
 
 from sandbox_kernel import paths
 from sandbox_kernel.errors import HostError, NoSpaceError
-from sandbox_kernel.jail import bubblewrap
+from sandbox_kernel.files import ext4
 
 _SECONDS = 30.0
-_FEATURES = (
-    "extent,flex_bg,metadata_csum,sparse_super,large_file,huge_file,dir_nlink,extra_isize,^has_journal"
-)
-"""Of ext4(5), independent of this host's mke2fs.conf. No journal: nobody will ever see it after a crash."""
-_NO_ROOM = "No space left"
 
 
 def make(size: int) -> int:
@@ -37,7 +31,7 @@ def make(size: int) -> int:
         NoSpaceError: there is no room for an empty one.
         HostError: the folder cannot hold such a file.
     """
-    mke2fs = _find()
+    mke2fs = ext4.find("leave `disk` out")
     folder = paths.cache_dir()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -51,38 +45,15 @@ def make(size: int) -> int:
         ) from error
     try:
         os.ftruncate(fd, size << 20)
-        _format(mke2fs, fd, folder)
+        # No journal: nobody will ever see it after a crash.
+        ext4.make(mke2fs, fd, journal=False, owner=0, seconds=_SECONDS)
+    except HostError as error:
+        os.close(fd)
+        raise type(error)(_no_room(folder, str(error))) from error
     except BaseException:
         os.close(fd)
         raise
     return fd
-
-
-def _find() -> Path:
-    for folder in ("/usr/sbin", "/sbin"):  # not on every user's search path
-        path = Path(folder) / "mke2fs"
-        if path.exists():
-            return path
-    return bubblewrap.find("mke2fs", "install e2fsprogs, or leave `disk` out")
-
-
-def _format(mke2fs: Path, fd: int, folder: Path) -> None:
-    done = subprocess.run(
-        [
-            *(str(mke2fs), "-q", "-F", "-t", "ext4", "-m", "0", "-O", _FEATURES),
-            *("-E", "lazy_itable_init=1,nodiscard", f"/proc/self/fd/{fd}"),
-        ],
-        pass_fds=(fd,),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=_SECONDS,
-        env={"LC_ALL": "C", "MKE2FS_CONFIG": os.devnull},
-    )
-    if done.returncode:
-        kind = NoSpaceError if _NO_ROOM in done.stderr else HostError
-        raise kind(_no_room(folder, " ".join(done.stderr.split())[-200:]))
 
 
 def _no_room(folder: Path, reason: str) -> str:

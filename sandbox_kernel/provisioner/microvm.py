@@ -23,7 +23,7 @@ from jupyter_client.connect import KernelConnectionInfo, LocalPortCache
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Float, Int, List, Unicode
 
-from sandbox_kernel import mount, paths
+from sandbox_kernel import mount, paths, volume
 from sandbox_kernel.death import Death
 from sandbox_kernel.errors import ConfigurationError, GuestError, HostError, SandboxKernelError
 from sandbox_kernel.pool.client import take
@@ -91,6 +91,7 @@ class MicroVMProvisioner(KernelProvisionerBase):
     mounts: Any = List(
         default_value=None, allow_none=True, config=True, help="Directories of the host: SOURCE:TARGET[:rw]."
     )
+    volumes: Any = List(default_value=None, allow_none=True, config=True, help="Volumes: NAME:TARGET[:rw].")
     workdir = Unicode(None, allow_none=True, config=True, help="Directory that the kernel starts in.")
     network = Unicode(None, allow_none=True, config=True, help="none, allowlist, public or full.")
     network_allow: Any = List(
@@ -245,10 +246,17 @@ class MicroVMProvisioner(KernelProvisionerBase):
             self.log.warning("The kernel was not interrupted: %s", error)
 
     async def kill(self, restart: bool = False) -> None:
-        """Ends the VM at once."""
+        """Ends the VM at once; one that may write to a volume, when that is written out.
+
+        What a killed process has written to files is there. Here it may be in the guest's memory alone. A
+        manager waits some seconds for the end, and then cleans up, which waits for nothing.
+        """
         self._end_is_wanted()
         if self._handle is not None:
-            self._handle.kill()
+            if any(volume.parse(text).writable for text in self._spec.volumes):
+                self._handle.stop()
+            else:
+                self._handle.kill()
 
     async def terminate(self, restart: bool = False) -> None:
         """Ends the VM in an orderly way."""

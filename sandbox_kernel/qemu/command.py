@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 TRANSLATION_CACHE = {"small": 32, "large": 128}
 """MiB of TCG's translation cache (`tb-size`) under and from 512 MiB of RAM."""
@@ -24,9 +25,17 @@ _VECTORS = 4
 
 NIC = "nic"
 """The network device, its other end, and that one's descriptor, each in a name space of its own."""
+_GROUP = "disks"
+"""QEMU's name for the limits that all disks of a VM have together."""
+
+_ERRORS = {"werror": "report", "rerror": "report"}
+"""What the host cannot do is told to the guest; by default QEMU would stop the machine and wait for room."""
 
 _FD_SET = 1
 """QEMU's number for the scratch disk's descriptor (qemu(1), -add-fd)."""
+
+_VOLUME_FD_SETS = 2
+"""The first of those of volumes, which are plugged in later."""
 
 READ_ONLY_RAM = (8, 2)
 """Version of QEMU that can be told to open the file of private RAM for reading (`rom=off`)."""
@@ -203,12 +212,42 @@ def nic_device(mac: str) -> list[tuple[str, str | int]]:
 
 
 def scratch_device(disks: Disks) -> list[tuple[str, str | int]]:
-    """The scratch disk's driver and properties, for the command line or for `device_add`.
-
-    What the host cannot write is told to the guest; by default QEMU would stop the machine and wait for room.
-    """
+    """The scratch disk's driver and properties, for the command line or for `device_add`."""
     drive = "scratch-throttled" if disks.throttle else "scratch"
-    return [("driver", "virtio-blk-pci"), ("drive", drive), ("werror", "report"), ("rerror", "report")]
+    return [("driver", "virtio-blk-pci"), ("drive", drive), *_ERRORS.items()]
+
+
+def plug_in_volume(number: int, writable: bool, throttled: bool) -> list[tuple[str, dict[str, Any]]]:
+    """QMP's commands that plug a volume into a VM that runs, after its descriptor has been sent.
+
+    No lock of QEMU's own is taken, which would be one on the same open file as the supervisor's.
+
+    Args:
+        number: of this volume in its VM, from 0.
+        writable: whether QEMU, and so the guest, may write to it; else the descriptor is for reading.
+        throttled: whether the VM's disks have limits, which then hold for this one, too.
+    """
+    fd_set, name = _VOLUME_FD_SETS + number, volume_name(number)
+    shared: dict[str, Any] = {"read-only": not writable}
+    if writable:
+        shared["discard"] = "unmap"
+    file = {"driver": "file", "node-name": name, "filename": f"/dev/fdset/{fd_set}", "locking": "off"}
+    commands: list[tuple[str, dict[str, Any]]] = [
+        ("add-fd", {"fdset-id": fd_set}),
+        ("blockdev-add", file | shared),
+    ]
+    drive = name
+    if throttled:
+        drive = f"{name}-throttled"
+        throttle = {"driver": "throttle", "node-name": drive, "throttle-group": _GROUP, "file": name}
+        commands.append(("blockdev-add", throttle | shared))
+    device = {"driver": "virtio-blk-pci", "id": name, "serial": name, "drive": drive}
+    return [*commands, ("device_add", device | _ERRORS)]
+
+
+def volume_name(number: int) -> str:
+    """The serial number of the disk, by which the guest knows it, and the beginning of its names in QEMU."""
+    return f"volume-{number}"
 
 
 def _disks(config: QemuConfig) -> list[str]:
@@ -219,12 +258,12 @@ def _disks(config: QemuConfig) -> list[str]:
         argv += ["-add-fd", f"fd={disks.scratch_fd},set={_FD_SET}"]
         nodes["scratch"] = f"driver=file,node-name=scratch,filename=/dev/fdset/{_FD_SET},discard=unmap"
     if disks.throttle:
-        group = {"qom-type": "throttle-group", "id": "disks", "limits": disks.throttle}
+        group = {"qom-type": "throttle-group", "id": _GROUP, "limits": disks.throttle}
         argv += ["-object", json.dumps(group)]
     for name, node in nodes.items():
         argv += ["-blockdev", node]
         if disks.throttle:
-            how = f"driver=throttle,node-name={name}-throttled,throttle-group=disks,file={name}"
+            how = f"driver=throttle,node-name={name}-throttled,throttle-group={_GROUP},file={name}"
             argv += ["-blockdev", how + (",read-only=on" if name == "root" else "")]
     argv += ["-device", f"virtio-blk-pci,drive=root{'-throttled' if disks.throttle else ''}"]
     if disks.scratch_fd is not None and not (config.template is not None and config.template.private):

@@ -60,16 +60,22 @@ class GuestKernel:
         await self._attach()
         await self._machine.agent.rehearse(_configuration(spec.processes))
 
-    async def start(self, request: LaunchRequest, mounts: Sequence[str] = ()) -> None:
+    async def start(
+        self,
+        request: LaunchRequest,
+        mounts: Sequence[str] = (),
+        volumes: Sequence[Mapping[str, object]] = (),
+    ) -> None:
         """Starts it, or has the one that stands by become it.
 
         Args:
             request: whose it is.
             mounts: targets of mounts that have been asked for, which it waits for.
+            volumes: those that have been plugged in, as the agent's protocol has them.
 
         Raises:
             KernelStartError: its command cannot be executed.
-            MountError: one of the mounts cannot be made.
+            MountError: one of the mounts cannot be made; VolumeError: a volume cannot be mounted.
         """
         if self._machine.restored and can_adopt(list(request.argv), dict(request.env)):
             self._attach()
@@ -84,6 +90,7 @@ class GuestKernel:
             cwd=request.spec.workdir or None,
             configuration=configuration,
             mounts=mounts,
+            volumes=volumes,
         )
         took = time.time_ns() - sent
         self._trace.mark("kernel started")

@@ -40,6 +40,7 @@ from sandbox_kernel.relay.limits import RelayLimits
 from sandbox_kernel.relay.relay import ClientEndpoints, Relay
 from sandbox_kernel.spec import LIMITS, VMSpec, resolve
 from sandbox_kernel.supervisor import causes, expiry, next_template, usage
+from sandbox_kernel.supervisor.attached import Attached
 from sandbox_kernel.supervisor.beginning import Beginning, begin
 from sandbox_kernel.supervisor.control import LaunchRequest, PrepareRequest, addresses
 from sandbox_kernel.supervisor.decision import decide
@@ -50,6 +51,7 @@ from sandbox_kernel.supervisor.shares import Shares
 from sandbox_kernel.supervisor.usage import Usage
 from sandbox_kernel.supervisor.window import Operation, Window
 from sandbox_kernel.trace import Trace
+from sandbox_kernel.volume import parse as parse_volume
 
 if TYPE_CHECKING:
     from sandbox_kernel.network.network import Network
@@ -100,6 +102,8 @@ class Supervisor:
         self._shares: Shares | None = None
         self._network: Network | None = None
         self._opening: asyncio.Task[None] | None = None
+        self._attached = Attached()
+        self._stack.callback(self._attached.close)
         self._idle: list[asyncio.Task[None]] = []
         self._pooled = False
         self._orderly = False
@@ -148,6 +152,7 @@ class Supervisor:
             mounts = [parse(text) for text in request.spec.mounts]
             for mount in mounts:
                 require(mount)
+            await self._attached.hold([parse_volume(text) for text in request.spec.volumes])
             if self._machine is None:
                 beginning = await self._begin(request.id, request.spec)
             else:
@@ -163,7 +168,8 @@ class Supervisor:
             )
             self._stack.push_async_callback(shares.aclose)
             try:
-                await kernel.start(request, await shares.begin(mounts))
+                volumes = await self._attached.plug_in(machine)
+                await kernel.start(request, await shares.begin(mounts), volumes)
             except GuestError as error:
                 raise shares.explain(error) from error
             if self._opening is not None:
@@ -313,6 +319,8 @@ class Supervisor:
         ending = self.ended.result() if self.ended.done() else Ending(1)
         if ending.death is not None and not self._orderly:
             await self._relay.report_death(ending.death)
+        if self._machine is not None:
+            await self._attached.freeze(self._machine)
         await self._stack.aclose()
 
     @asynccontextmanager

@@ -32,17 +32,17 @@ class Driver:
         if "start" in request:
             self._kernel = self._stack.enter_context(microvm(**request["start"]))
             return self._kernel.manager.provisioner.report["id"]
+        if "stop" in request:
+            self._stack.close()
+            self._kernel = None
+            return ""
         assert self._kernel is not None
         if "cell" in request:
             return self._kernel.run(request["cell"])
         if "ask" in request:
             vm = self._kernel.manager.provisioner.report["id"]
             return remote.ask(remote.find(vm), request["ask"])
-        if "log" in request:
-            return Path(self._kernel.manager.provisioner.report["logs"], request["log"]).read_text()
-        self._stack.close()
-        self._kernel = None
-        return ""
+        return Path(self._kernel.manager.provisioner.report["logs"], request["log"]).read_text()
 
 
 def main() -> None:

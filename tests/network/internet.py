@@ -45,7 +45,17 @@ def main(folder: Path) -> None:
     ]
     resolver = subprocess.Popen(
         [
-            *("setpriv", "--pdeathsig", "KILL", "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--no-hosts", "--no-resolv", "--pid-file="),
+            *(
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                "dnsmasq",
+                "--no-daemon",
+                "--conf-file=/dev/null",
+                "--no-hosts",
+                "--no-resolv",
+                "--pid-file=",
+            ),
             *("--log-queries", f"--log-facility={folder}/dns.log", "--local-ttl=30", "--user=", "--group="),
             *("--bind-dynamic", "--address=/tunnel.wild.net/151.101.0.7", *records),
         ]

@@ -24,9 +24,12 @@ _OWN6, _INTERNET6 = "fd77::1", "fd77::2"
 
 def main(folder: Path, user: str) -> None:
     """Makes the internet, then becomes whoever drives kernels."""
-    (folder / "resolv.conf").write_text(f"nameserver {DNS}\n")
-    real = Path("/etc/resolv.conf").resolve()
-    subprocess.run(["mount", "--bind", folder / "resolv.conf", real], check=True)
+    # The uplink's own jail takes /etc along, but not what is mounted in it.
+    for name in ("etc", "work"):
+        (folder / name).mkdir()
+    (folder / "etc" / "resolv.conf").write_text(f"nameserver {DNS}\n")
+    layers = f"lowerdir=/etc,upperdir={folder}/etc,workdir={folder}/work"
+    subprocess.run(["mount", "-t", "overlay", "-o", layers, "etc", "/etc"], check=True)
     internet = subprocess.Popen(
         [*("unshare", "--net", "--"), sys.executable, "-m", "tests.network.internet", str(folder)],
         stdin=subprocess.PIPE,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sandbox_kernel.agent import answers
-from sandbox_kernel.errors import GuestError, GuestProtocolError, KernelStartError
+from sandbox_kernel.errors import GuestError, GuestProtocolError, KernelStartError, VolumeError
 
 HELLO = {"kernel": "6.12", "python": "3.13.5", "uptime": 4, "boot": {"agent": 3.5}}
 EXIT = {"code": 0, "signal": None, "out_of_memory": False, "memory_peak": 0, "tail": ""}
@@ -137,3 +137,18 @@ def test_stacks_are_lines_of_printable_text_and_not_too_many_of_them() -> None:
     many = answers.stacks(b"x" * 10_000 + b"\n" + b"y\n" * 10_000)
     assert len(many.splitlines()) == 400
     assert len(many.splitlines()[0]) == 300
+
+
+def test_a_volume_that_cannot_be_mounted_is_told_with_its_place() -> None:
+    with pytest.raises(VolumeError) as caught:
+        answers.accepted({"ok": False, "error": "volume", "message": "/data: Structure needs cleaning"})
+    assert str(caught.value) == (
+        "The guest could not mount the volume on /data: Structure needs cleaning; if it is damaged, take a "
+        "copy or a new one."
+    )
+    with pytest.raises(VolumeError) as caught:
+        answers.accepted({"ok": False, "error": "unclean", "message": "/data"})
+    assert str(caught.value) == (
+        "The volume on /data was not closed when its last kernel ended, so its journal has to be replayed "
+        "before it can be read; attach it read-write once, with `:rw`."
+    )

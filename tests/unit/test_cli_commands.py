@@ -32,7 +32,7 @@ def test_version() -> None:
     assert (result.exit_code, result.output.split()[0]) == (0, "sandbox-kernel,")
 
 
-@pytest.mark.parametrize("command", ["setup", "doctor", "image", "kernelspec"])
+@pytest.mark.parametrize("command", ["setup", "doctor", "image", "kernelspec", "volume"])
 def test_every_command_explains_itself(command: str) -> None:
     assert command in run("--help").output
     assert run(command, "--help").exit_code == 0
@@ -47,6 +47,9 @@ def test_every_command_explains_itself(command: str) -> None:
         (("image", "build", "--name", "../x"), "no name for an image"),
         (("image", "build", "--package", "--index-url=http://x"), "no requirement on a package"),
         (("kernelspec", "install", "--image", "nothing"), "There is no image 'nothing'"),
+        (("volume", "rm", "nothing"), "There is no volume nothing"),
+        (("volume", "create", "../x", "--size", "16"), "no name for a volume"),
+        (("volume", "create", "x", "--size", "1"), "is to have 1 MiB"),
     ],
 )
 def test_an_expected_error_is_one_sentence_and_status_1(arguments: tuple[str, ...], said: str) -> None:
@@ -133,3 +136,12 @@ def as_nobody(programs: Path, *arguments: str) -> subprocess.CompletedProcess[st
         check=False,
         cwd="/",
     )
+
+
+def test_volumes_are_made_listed_and_removed() -> None:
+    assert run("volume", "ls").stdout.split() == ["VOLUME", "SIZE", "ON", "HOST", "ATTACHED"]
+    assert run("volume", "create", "data", "--size", "32").stdout == "created data, 32 MiB\n"
+    [_, row] = run("volume", "ls").stdout.splitlines()
+    assert [*row.split()[:3], row.split()[-1]] == ["data", "32", "MiB", "-"]
+    assert run("volume", "rm", "data").stdout == "removed data\n"
+    assert len(run("volume", "ls").stdout.splitlines()) == 1

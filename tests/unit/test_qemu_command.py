@@ -8,7 +8,14 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from sandbox_kernel.qemu.command import Disks, QemuConfig, TemplateRam, VsockDevice, command_line
+from sandbox_kernel.qemu.command import (
+    Disks,
+    QemuConfig,
+    TemplateRam,
+    VsockDevice,
+    command_line,
+    plug_in_volume,
+)
 
 RAM = PurePosixPath("/ram")
 CONFIG = QemuConfig(PurePosixPath("/usr/bin/qemu-system-x86_64"), PurePosixPath("/image"), 512, 2, "tcg", 7)
@@ -123,3 +130,42 @@ def test_each_vsock_is_a_device_of_its_own_kind() -> None:
 def test_a_machine_nobody_talks_to_has_no_qmp() -> None:
     assert values(command_line(CONFIG), "-mon") == []
     assert values(command_line(dataclasses.replace(CONFIG, qmp_fd=5)), "-mon") == ["chardev=qmp,mode=control"]
+
+
+def test_a_volume_is_a_descriptor_that_is_sent_and_read_only_unless_it_is_to_be_written() -> None:
+    assert plug_in_volume(0, False, False) == [
+        ("add-fd", {"fdset-id": 2}),
+        (
+            "blockdev-add",
+            {
+                "driver": "file",
+                "node-name": "volume-0",
+                "filename": "/dev/fdset/2",
+                "locking": "off",
+                "read-only": True,
+            },
+        ),
+        (
+            "device_add",
+            {
+                "driver": "virtio-blk-pci",
+                "id": "volume-0",
+                "serial": "volume-0",
+                "drive": "volume-0",
+                "werror": "report",
+                "rerror": "report",
+            },
+        ),
+    ]
+    [_, (_, node), _] = plug_in_volume(7, True, False)
+    assert (node["filename"], node["read-only"], node["discard"]) == ("/dev/fdset/9", False, "unmap")
+
+
+def test_a_volume_keeps_to_the_limits_of_all_disks() -> None:
+    argv = command_line(dataclasses.replace(CONFIG, disks=Disks(iops=7)))
+    [group] = [json.loads(text) for text in values(argv, "-object") if "throttle-group" in text]
+    [_, _, (command, node), (_, device)] = plug_in_volume(1, True, True)
+    assert (command, node["throttle-group"], node["file"]) == ("blockdev-add", group["id"], "volume-1")
+    assert (node["read-only"], node["discard"]) == (False, "unmap")
+    assert device["drive"] == node["node-name"] == "volume-1-throttled"
+    assert len(device["serial"]) <= 20

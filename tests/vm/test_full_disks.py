@@ -216,3 +216,47 @@ def test_a_store_that_fills_up_while_a_template_is_made_keeps_nothing_of_it(
 ) -> None:
     said = on_a_small_disk(STORE + ENSURE, "XDG_DATA_HOME", "size=110m", **store)
     assert said == [f"NoSpaceError: {no_space(small)}", "[]"]
+
+
+VOLUME = """
+    import os, pathlib
+    from sandbox_kernel.files.volumes import VolumeStore
+    from sandbox_kernel.paths import data_dir
+    from tests.microvm import READY, microvm, until
+    small, real = pathlib.Path(os.environ["SMALL"]), data_dir()
+    os.environ["XDG_DATA_HOME"] = str(small.parent)
+    data_dir().mkdir()
+    for name in ("images", "templates"):
+        (data_dir() / name).symlink_to(real / name)
+    (data_dir() / "volumes").symlink_to(small)
+    VolumeStore().create("data", 200)
+    cell = '''
+    import errno, os
+    try:
+        with open("/data/large", "wb", buffering=0) as file:
+            for _ in range(60): file.write(os.urandom(1 << 20))
+            os.fsync(file.fileno())
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+    '''
+    with microvm(volumes=["data:/data:rw"]) as kernel:
+        log = kernel.manager.provisioner.report["logs"] + "/supervisor.log"
+        print(kernel.run(cell))
+        assert until(lambda: " full " in open(log).read(), READY)
+        print(kernel.run("print(6 * 7)"))
+        print(open(log).read().count(" full "))
+    """
+
+
+def test_a_host_disk_full_under_a_volume_fails_the_write_and_is_named_in_the_cell(
+    on_a_small_disk: Program, small: Path
+) -> None:
+    said = on_a_small_disk(VOLUME, "SMALL", "size=24m")
+    assert sorted(said) == [
+        "1",
+        "42",
+        "EIO",
+        "[sandbox-kernel] The volume data could not be written to, as the host's disk is full (No space left "
+        f"on device: {small.parent}/sandbox-kernel); make room there, restart the kernel and write its last "
+        "files anew.",
+    ]

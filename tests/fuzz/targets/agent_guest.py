@@ -27,12 +27,14 @@ from unittest import mock
 import configuration
 import operations
 import server
+import volumes
 from agent_protocol import (
     HEADER,
     MAGIC,
     MAX_ENTROPY,
     MAX_JSON,
     MAX_PAYLOAD,
+    MAX_VOLUMES,
     OPERATIONS,
     STANDBY_ARGV,
     can_adopt,
@@ -56,6 +58,7 @@ NAMES = tuple(sorted(OPERATIONS))
 FIELDS = (
     *("op", "clock", "step", "hostname", "pids", "reserve", "argv", "env", "cwd", "connection"),
     *("configuration", "number", "seconds", "root", "path", "offset", "length", "mode", "key", "a=b"),
+    *("volumes", "serial", "read_only"),
 )
 CODES = {"unknown", "malformed", "failed", "start", "started", "not started", "no standby"}
 MOST = HEADER.size + MAX_JSON + MAX_PAYLOAD
@@ -109,6 +112,12 @@ class Guest:
         self.act(path)
         return len(content)
 
+    def attach(self, wanted: list[volumes.Volume]) -> None:
+        assert len(wanted) <= MAX_VOLUMES
+        for volume in wanted:
+            assert b"\0" not in os.fsencode(volume.target) and 0 < len(volume.serial) <= 20
+            self.act(volume.target)
+
     def run(self, children: object, plan: Plan, reader: int, seconds: float, limit: int) -> Outcome:
         os.close(plan.stdout)
         os.close(reader)
@@ -147,6 +156,9 @@ class Kernel:
 
 class Standby:
     """A template's kernel, with the real rule of what it can become."""
+
+    def leave_home(self) -> None:
+        pass
 
     def adopt(self, order: Order) -> Kernel | None:
         return Kernel(None, SETTINGS, order) if can_adopt(order.argv, order.env) else None
@@ -270,6 +282,8 @@ GOOD: tuple[dict[str, object], ...] = (
     {"op": "write", "path": "a", "offset": 0, "mode": 0o600},
     {"op": "shutdown"},
     {"op": "reboot"},
+    {"op": "start", **_ORDER, "volumes": [{"serial": "volume-0", "target": "/data", "read_only": True}]},
+    {"op": "freeze"},
 )
 START, EXEC = 3, 11
 
@@ -336,6 +350,7 @@ NOTHING: tuple[tuple[object, dict[str, object]], ...] = (
     ),
     (operations, {"files": GUEST, "program": GUEST, "KernelProcess": Kernel}),
     (server, {"Incoming": Bounded}),
+    (volumes.Volumes, {"attach": lambda self, wanted: GUEST.attach(wanted)}),
 )
 """What the agent's modules have in the place of a guest."""
 
