@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox_kernel import mount
+from sandbox_kernel import exposure, mount
 from sandbox_kernel.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "SANDBOX_KERNEL_"
@@ -66,6 +66,7 @@ class VMSpec:
         unenforced: `warn` or `refuse`: what to do where this host cannot enforce a limit.
         mounts: directories of the host, as mount.py describes them.
         workdir: directory of the guest that the kernel starts in; its user's home when empty.
+        expose: ports of the guest on the host's loopback, as exposure.py describes them.
         start: `auto` (restored from a template where there is one) or `cold`.
         preload: Python modules that are imported in the template.
     """
@@ -93,6 +94,7 @@ class VMSpec:
     unenforced: str = "warn"
     mounts: tuple[str, ...] = ()
     workdir: str = ""
+    expose: tuple[str, ...] = ()
     start: str = "auto"
     preload: tuple[str, ...] = ()
 
@@ -110,7 +112,7 @@ class VMSpec:
 DEFAULT = VMSpec()
 
 _NOT_OF_THE_VM = (
-    *("transport", "env", "boot_timeout", "processes", "mounts", "workdir"),
+    *("transport", "env", "boot_timeout", "processes", "mounts", "workdir", "expose"),
     *("cell_timeout", "cell_grace", "idle_timeout", "lifetime", "output", "message_size", "message_rate"),
 )
 """What is not decided before a kernel is launched."""
@@ -227,6 +229,13 @@ KEYS: dict[str, Key] = {
             "an absolute path of the guest, {cwd}, {notebook_dir}, or empty for its user's home",
             pattern=r"((/|\{(cwd|notebook_dir)\})[^\0]{0,1023})?",
         ),
+        Key(
+            "expose",
+            tuple,
+            "a list of GUEST, GUEST:PORT or GUEST:/SOCKET, where a path begins with `/` or {cwd}",
+            pattern=exposure.PATTERN,
+            most=exposure.MOST,
+        ),
         _choice("start", "auto", "cold"),
         Key(
             "preload",
@@ -342,21 +351,42 @@ def mount_roots(environ: Mapping[str, str], configured: Sequence[str] | None) ->
     return None if roots is None else tuple(roots)
 
 
-def placed(spec: VMSpec, where: Mapping[str, str], roots: Sequence[str] | None) -> VMSpec:
-    """`spec` with mounts and the kernel's directory where one kernel has them.
+def max_expose(environ: Mapping[str, str], configured: int | None) -> int | None:
+    """How many ports the administrator lets be exposed, by traits or else the environment; None: any number.
+
+    Raises:
+        ConfigurationError: that is no number.
+    """
+    text = environ.get(f"{ENVIRONMENT_PREFIX}MAX_EXPOSE")
+    if configured is None and text is None:
+        return None
+    most = configured if configured is not None else int(text) if text and text.isdecimal() else -1
+    if most < 0:
+        shown = _shown(text if configured is None else configured)
+        raise ConfigurationError(f"max_expose is {shown}; allowed is a whole number, 0 to expose none.")
+    return most
+
+
+def placed(
+    spec: VMSpec, where: Mapping[str, str], roots: Sequence[str] | None, most_exposed: int | None = None
+) -> VMSpec:
+    """`spec` with mounts, exposed ports and the kernel's directory where one kernel has them.
 
     Args:
         spec: with `{cwd}` and `{notebook_dir}` in it.
         where: what they stand for (mount.py, `places`).
         roots: what the administrator lets be mounted.
+        most_exposed: how many ports the administrator lets be exposed.
 
     Raises:
-        ConfigurationError: something is not to be mounted.
+        ConfigurationError: something is not to be mounted, or not to be exposed.
     """
     mounts = mount.fill_in(spec.mounts, where)
     mount.check([mount.parse(text) for text in mounts], roots)
     [workdir] = mount.fill_in((spec.workdir,), where)
-    return dataclasses.replace(spec, mounts=mounts, workdir=workdir)
+    expose = exposure.fill_in(spec.expose, where)
+    exposure.check([exposure.parse(text) for text in expose], most_exposed)
+    return dataclasses.replace(spec, mounts=mounts, workdir=workdir, expose=expose)
 
 
 def _amount(name: str, value: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from sandbox_kernel.cli.doctor import doctor
+from sandbox_kernel.cli.expose import expose, unexpose
 from sandbox_kernel.cli.image import image
 from sandbox_kernel.cli.kernelspec import kernelspec
 from sandbox_kernel.cli.mount import mount, mounts, unmount
@@ -44,6 +45,8 @@ def main() -> None:
 
 
 for command in (setup, doctor, image, template, pool, kernelspec, ps, stats, mount, unmount, mounts):
+    main.add_command(command)
+for command in (expose, unexpose):
     main.add_command(command)
 
 

@@ -31,6 +31,7 @@ _PS: Sequence[Column] = (
     ("CELLS", lambda vm: str(vm["cells"])),
     ("CLIENT", lambda vm: str(vm["client"])),
     ("SUPERVISOR", lambda vm: str(vm["supervisor"])),
+    ("EXPOSED", lambda vm: ", ".join(f"{each['port']} at {each['address']}" for each in vm["exposed"])),
 )
 _STATS: Sequence[Column] = (
     ("VM", lambda vm: vm["id"]),

@@ -53,6 +53,7 @@ class LaunchRequest:
         notice: a sentence that the first cell's output begins with; empty for none.
         kernel: the kernelspec's name, for people.
         mount_roots: what the administrator lets be mounted (mount.py, `check`); None: anything.
+        max_expose: how many ports the administrator lets be exposed; None: any number.
     """
 
     id: str
@@ -65,6 +66,7 @@ class LaunchRequest:
     notice: str = ""
     kernel: str = ""
     mount_roots: tuple[str, ...] | None = None
+    max_expose: int | None = None
 
     def to_line(self) -> bytes:
         """This request as a line of the protocol."""
@@ -79,6 +81,7 @@ class LaunchRequest:
         """
         try:
             roots = message["mount_roots"]
+            most_exposed = message.get("max_expose")
             request = cls(
                 id=str(message["id"]),
                 spec=VMSpec.from_dict(message["spec"]),
@@ -90,6 +93,7 @@ class LaunchRequest:
                 notice=str(message["notice"]),
                 kernel=str(message["kernel"]),
                 mount_roots=None if roots is None else tuple(map(str, roots)),
+                max_expose=None if most_exposed is None else int(most_exposed),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(

@@ -33,6 +33,7 @@ from sandbox_kernel.errors import (
     SandboxKernelError,
     TemplateError,
 )
+from sandbox_kernel.exposure import parse as parse_exposure
 from sandbox_kernel.files.server import require
 from sandbox_kernel.machine.machine import Machine
 from sandbox_kernel.mount import parse
@@ -46,6 +47,7 @@ from sandbox_kernel.supervisor.decision import decide
 from sandbox_kernel.supervisor.first import Begun
 from sandbox_kernel.supervisor.guest_kernel import GuestKernel
 from sandbox_kernel.supervisor.ladder import TimeLadder
+from sandbox_kernel.supervisor.ports import Ports
 from sandbox_kernel.supervisor.shares import Shares
 from sandbox_kernel.supervisor.usage import Usage
 from sandbox_kernel.supervisor.window import Operation, Window
@@ -93,6 +95,7 @@ class Supervisor:
         self._kernel: GuestKernel | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._shares: Shares | None = None
+        self._ports: Ports | None = None
         self._idle: list[asyncio.Task[None]] = []
         self._pooled = False
         self._orderly = False
@@ -141,6 +144,9 @@ class Supervisor:
             mounts = [parse(text) for text in request.spec.mounts]
             for mount in mounts:
                 require(mount)
+            ports = self._ports = Ports(request.max_expose, self._on_machine_ended)
+            self._stack.push_async_callback(ports.aclose)
+            ports.listen(map(parse_exposure, request.spec.expose))
             if self._machine is None:
                 beginning = await self._begin(request.id, request.spec)
             else:
@@ -161,6 +167,7 @@ class Supervisor:
                 raise shares.explain(error) from error
             if not kernel.adopted:
                 await kernel.connect()
+            ports.open(machine)
             self._stop_idling()
             self._watch(machine.ended, self._on_machine_ended)
             self._watch(self._relay.failed, self._on_machine_ended)
@@ -213,6 +220,7 @@ class Supervisor:
             disk=disk,
             guest=guest,
             limits={name: getattr(spec, name) for name in LIMITS},
+            exposed=self._exposed(),
         )
 
     async def open_window(self) -> None:
@@ -225,7 +233,8 @@ class Supervisor:
     def _operations(self) -> dict[str, Operation]:
         """What others of this user may ask of the VM (window.py)."""
         assert self._shares is not None
-        shares = self._shares
+        assert self._ports is not None
+        shares, ports = self._shares, self._ports
 
         async def look(request: Mapping[str, Any]) -> dict[str, Any]:
             return {"usage": (await self.usage()).to_dict()}
@@ -241,7 +250,21 @@ class Supervisor:
         async def mounts(request: Mapping[str, Any]) -> dict[str, Any]:
             return {"mounts": [str(each) for each in shares.mounts]}
 
-        return {"usage": look, "mount": mount, "unmount": unmount, "mounts": mounts}
+        async def expose(request: Mapping[str, Any]) -> dict[str, Any]:
+            return {"address": ports.add(parse_exposure(str(request.get("port")))).address}
+
+        async def unexpose(request: Mapping[str, Any]) -> dict[str, Any]:
+            await ports.remove(parse_exposure(str(request.get("port"))))
+            return {}
+
+        return {"usage": look, "mount": mount, "unmount": unmount, "mounts": mounts} | {
+            "expose": expose,
+            "unexpose": unexpose,
+        }
+
+    def _exposed(self) -> list[dict[str, int | str]]:
+        """The exposed ports and where they are."""
+        return [each.to_dict() for each in self._ports.exposures] if self._ports is not None else []
 
     async def status(self) -> dict[str, Any]:
         """What the agent reports of the kernel and the guest's memory, and how the start went so far.
@@ -341,6 +364,7 @@ class Supervisor:
             "logs": self._logs(),
             "start": self._how(machine),
             "trace": self._trace.phases,
+            "exposed": self._exposed(),
         }
 
     def _how(self, machine: Machine) -> str:

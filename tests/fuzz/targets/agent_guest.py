@@ -55,7 +55,7 @@ SETTINGS = Settings(cgroups="", home="/home/sandbox")
 NAMES = tuple(sorted(OPERATIONS))
 FIELDS = (
     *("op", "clock", "step", "hostname", "pids", "reserve", "argv", "env", "cwd", "connection"),
-    *("configuration", "number", "seconds", "root", "path", "offset", "length", "mode", "key", "a=b"),
+    *("configuration", "number", "seconds", "root", "path", "offset", "length", "mode", "key", "a=b", "port"),
 )
 CODES = {"unknown", "malformed", "failed", "start", "started", "not started", "no standby"}
 MOST = HEADER.size + MAX_JSON + MAX_PAYLOAD
@@ -108,6 +108,10 @@ class Guest:
         assert os.fsencode(path) and 0 <= offset < 1 << 63 and 0 <= mode <= 0o777
         self.act(path)
         return len(content)
+
+    def connect(self, port: int, peer: int) -> None:
+        assert type(port) is int and 1 <= port <= 65535 and peer == 99
+        self.act()
 
     def run(self, children: object, plan: Plan, reader: int, seconds: float, limit: int) -> Outcome:
         os.close(plan.stdout)
@@ -270,6 +274,7 @@ GOOD: tuple[dict[str, object], ...] = (
     {"op": "write", "path": "a", "offset": 0, "mode": 0o600},
     {"op": "shutdown"},
     {"op": "reboot"},
+    {"op": "connect", "port": 80},
 )
 START, EXEC = 3, 11
 
@@ -307,11 +312,14 @@ def _run(data: bytes) -> None:
     if script.below(2):
         agent.standby = Standby()  # type: ignore[assignment]
 
-    def perform(request: dict[str, object], payload: bytes, peer: int) -> Answer:
+    def perform(request: dict[str, object], payload: bytes, peer: int) -> Answer | None:
         nonlocal performed
         performed += 1
         assert peer == 99
-        return agent.perform(request, payload, peer)
+        answer = agent.perform(request, payload, peer)
+        if answer is None:  # the connection is a port's from now on, whose answer it is
+            performed -= 1
+        return answer
 
     connection: Any = Connection(script, fate)
     Server(None, perform, None).serve(connection)  # type: ignore[arg-type]
@@ -334,7 +342,7 @@ NOTHING: tuple[tuple[object, dict[str, object]], ...] = (
             "cgroup": GUEST,
         },
     ),
-    (operations, {"files": GUEST, "program": GUEST, "KernelProcess": Kernel}),
+    (operations, {"files": GUEST, "program": GUEST, "KernelProcess": Kernel, "Ports": lambda: GUEST}),
     (server, {"Incoming": Bounded}),
 )
 """What the agent's modules have in the place of a guest."""
