@@ -11,13 +11,14 @@ GUEST is the port in the guest, as its programs listen on it; PORT is the host's
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sandbox_kernel.errors import ConfigurationError
 
-PATTERN = r"[0-9]{1,5}(:([0-9]{1,5}|(/|\{(cwd|notebook_dir)\})[^\0]*))?"
+PATTERN = r"[0-9]{1,5}(:([0-9]{1,5}|(/|\{(cwd|notebook_dir)\})[^\0-\x1f]*))?"
 """What an exposed port looks like; see `parse` for what it must be."""
 MOST = 16
 """Ports that a VM may have exposed, whatever the administrator says."""
@@ -66,7 +67,7 @@ def parse(text: str) -> Exposure:
         ConfigurationError: it describes none.
     """
     guest, _, host = text.partition(":")
-    if not re.fullmatch(PATTERN, text) or host.startswith("{"):
+    if not re.fullmatch(PATTERN, text) or host.startswith("{") or not _is_path(host):
         raise ConfigurationError(
             f"{text[:200]!r} exposes no port; write GUEST, GUEST:PORT or GUEST:/SOCKET, such as 8888:9000."
         )
@@ -77,7 +78,7 @@ def parse(text: str) -> Exposure:
         )
     if not host or host.isdigit():
         return Exposure(int(guest), int(host or 0))
-    if len(host.encode()) > _LONGEST_PATH:
+    if len(os.fsencode(host)) > _LONGEST_PATH:
         raise ConfigurationError(
             f"The socket {host[:80]}… for port {guest} has a path of over {_LONGEST_PATH} bytes, which is "
             "the most; choose a shorter one."
@@ -115,3 +116,12 @@ def check(exposures: Sequence[Exposure], most: int | None) -> None:
             raise ConfigurationError(
                 f"Two ports are to be exposed at {address}; give each an address of its own."
             )
+
+
+def _is_path(text: str) -> bool:
+    """Whether a system call can take it: no half of a surrogate pair that stands for no byte."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -64,7 +64,7 @@ class Door:
             violated: told when the guest broke its protocol.
             half_open: seconds (pump.py).
         """
-        self._listener, self._reach, self._places = listener, reach, places
+        self.listener, self._reach, self._places = listener, reach, places
         self._violated, self._half_open = violated, half_open
         self._asking_here = asyncio.Semaphore(_ASKING_HERE)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -73,16 +73,16 @@ class Door:
     @property
     def exposure(self) -> Exposure:
         """What is exposed, and where."""
-        return self._listener.exposure
+        return self.listener.exposure
 
     def open(self) -> None:
         """Lets clients in, also those that wait already."""
-        for listening in self._listener.sockets:
+        for listening in self.listener.sockets:
             self._task(self._admit(listening))
 
     async def aclose(self) -> None:
         """Ends all connections and listens no more; idempotent."""
-        self._listener.close()
+        self.listener.close()
         while tasks := list(self._tasks):
             for task in tasks:
                 task.cancel()

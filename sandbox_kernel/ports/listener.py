@@ -3,8 +3,8 @@
     port    127.0.0.1, and ::1 with the same number where the host has IPv6
     path    a socket of mode 0600; one that a killed process has left there is replaced, nothing else is
 
-The file of a Unix socket is removed by whoever has made it. After a SIGKILL it stays, with nobody behind it,
-until something listens there again.
+The file of a Unix socket is removed by whoever has made it, or after a SIGKILL by who is told of it
+(`Listener.socket`); where that is killed, too, it stays, with nobody behind it, until it is replaced.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ class Listener:
             self.sockets = _at_path(exposure, stack) if exposure.path else _on_loopback(exposure, stack)
             self.exposure = exposure if exposure.path else exposure.at(self.sockets[0].getsockname()[1])
             """What it was made for, with the port that the system has chosen."""
+            status = Path(exposure.path).lstat() if exposure.path else None
+            self.socket = f"{status.st_dev}:{status.st_ino} {exposure.path}" if status else ""
+            """Which Unix socket it has, `DEVICE:INODE PATH`; empty for none."""
             self._stack = stack.pop_all()
 
     def close(self) -> None:

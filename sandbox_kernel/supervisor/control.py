@@ -81,7 +81,7 @@ class LaunchRequest:
         """
         try:
             roots = message["mount_roots"]
-            most_exposed = message.get("max_expose")
+            most_exposed = message["max_expose"]
             request = cls(
                 id=str(message["id"]),
                 spec=VMSpec.from_dict(message["spec"]),

@@ -12,6 +12,7 @@ from sandbox_kernel.exposure import Exposure, check
 from sandbox_kernel.machine.machine import Machine
 from sandbox_kernel.ports.door import Door, Places
 from sandbox_kernel.ports.listener import Listener
+from sandbox_kernel.supervisor.belongings import Belongings
 
 log = logging.getLogger(__name__)
 
@@ -21,14 +22,17 @@ _CONNECT = 10.0
 class Ports:
     """The exposed ports of one VM."""
 
-    def __init__(self, most: int | None, violated: Callable[[GuestProtocolError], None]) -> None:
+    def __init__(
+        self, belongings: Belongings, most: int | None, violated: Callable[[GuestProtocolError], None]
+    ) -> None:
         """Nothing is exposed yet.
 
         Args:
+            belongings: the VM's, which sees to it that no socket outlives this process.
             most: how many the administrator allows (exposure.py, `check`).
             violated: told when the guest broke its protocol.
         """
-        self._most, self._violated = most, violated
+        self._belongings, self._most, self._violated = belongings, most, violated
         self._places = Places()
         self._doors: list[Door] = []
         self._machine: Machine | None = None
@@ -52,6 +56,9 @@ class Ports:
                 listeners.append(Listener(exposure))
                 stack.callback(listeners[-1].close)
             stack.pop_all()
+        for listener in listeners:
+            if listener.socket:
+                self._belongings.guard(listener.socket)
         doors = [Door(listener, self._reach, self._places, self._violated) for listener in listeners]
         self._doors += doors
         if self._machine is not None:
@@ -87,14 +94,19 @@ class Ports:
             raise ConfigurationError(f"{exposure} is not exposed; there are: {there}.")
         self._doors = [door for door in self._doors if door not in gone]
         for door in gone:
-            await door.aclose()
+            await self._close(door)
             log.info("no longer exposed: %s", door.exposure)
 
     async def aclose(self) -> None:
         """Exposes nothing any more; idempotent."""
         doors, self._doors = self._doors, []
         for door in doors:
-            await door.aclose()
+            await self._close(door)
+
+    async def _close(self, door: Door) -> None:
+        if door.listener.socket:
+            self._belongings.release(door.listener.socket)
+        await door.aclose()
 
     def _let_in(self, doors: Iterable[Door]) -> None:
         for door in doors:

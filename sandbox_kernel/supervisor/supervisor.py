@@ -144,14 +144,14 @@ class Supervisor:
             mounts = [parse(text) for text in request.spec.mounts]
             for mount in mounts:
                 require(mount)
-            ports = self._ports = Ports(request.max_expose, self._on_machine_ended)
-            self._stack.push_async_callback(ports.aclose)
-            ports.listen(map(parse_exposure, request.spec.expose))
             if self._machine is None:
                 beginning = await self._begin(request.id, request.spec)
             else:
                 self._trace.restart(request.began)
                 beginning = self._assign(request)
+            ports = self._ports = Ports(beginning.belongings, request.max_expose, self._on_machine_ended)
+            self._stack.push_async_callback(ports.aclose)
+            ports.listen(map(parse_exposure, request.spec.expose))
             self._bind(request)
             if beginning.starting is None:
                 self._stop_idling()  # how a start goes is for the start to say

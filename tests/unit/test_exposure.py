@@ -30,7 +30,19 @@ def test_what_is_written_is_what_is_exposed(text: str, exposure: Exposure, addre
 
 @pytest.mark.parametrize(
     "text",
-    ["", "http", "8888:", "8888:x", "8888:localhost:9000", "0.0.0.0:8888", "8888:{cwd}/s", "+1", "8888:9\n"],
+    [
+        "",
+        "http",
+        "8888:",
+        "8888:x",
+        "8888:localhost:9000",
+        "0.0.0.0:8888",
+        "8888:{cwd}/s",
+        "+1",
+        "8888:9\n",
+        "1:/a\nb",
+        "1:/\ud800",
+    ],
 )
 def test_what_is_no_port_is_refused_with_what_one_looks_like(text: str) -> None:
     with pytest.raises(ConfigurationError) as caught:

@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import os
 import re
+import shlex
 import socket
 import stat
 import subprocess
@@ -16,13 +17,17 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
+from jupyter_client.manager import KernelManager
 
 from sandbox_kernel.errors import ConfigurationError
 from sandbox_kernel.supervisor.overview import look_at_all
 from tests.microvm import READY, Kernel, manager, microvm, until
 from tests.vm.conftest import LIMIT
 
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "docs" / "expose.md").read_text()
 COMMAND = [sys.executable, "-m", "sandbox_kernel.cli.main"]
 LARGE = 8 << 20
 SERVERS = f"""
@@ -183,7 +188,7 @@ def test_a_restarted_kernel_is_where_it_was(kernel: Kernel, place: Path) -> None
     assert place.is_socket()
 
 
-def test_a_booted_kernel_has_its_ports_and_its_killed_supervisors_socket_is_replaced(
+def test_a_booted_kernel_has_its_ports_over_a_dead_socket_and_leaves_none(
     installed: None, tmp_path: Path
 ) -> None:
     path = tmp_path / "page.sock"
@@ -223,3 +228,40 @@ def test_an_administrator_may_forbid_it(installed: None, monkeypatch: pytest.Mon
     assert refusal(expose=["8888"]) == (
         "Ports to be exposed: 1, over the administrator's limit max_expose = 0; expose none."
     )
+
+
+def test_the_documents_example_works_as_it_stands_there(
+    installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for port 9000, which somebody may have, and the browser."""
+    shell = re.findall(r"```sh\n(.*?)```", DOCUMENT, re.DOTALL)
+    lab, curl, expose, unexpose = [line for block in shell for line in block.splitlines()]
+    setting, _, rest = lab.partition(" ")
+    assert rest == "jupyter lab notebooks/expose.ipynb"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    monkeypatch.setenv(*setting.replace("9000", port).split("="))
+    notebook = nbformat.read(ROOT / "notebooks" / "expose.ipynb", as_version=4)
+    [cell] = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    (shown,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+    assert cell.split() == shown.split()
+    made = KernelManager(kernel_name=notebook.metadata.kernelspec.name)
+    made.start_kernel()
+    kernel = Kernel(made)
+    try:
+        kernel.run(cell)
+
+        def run(line: str) -> str:
+            line = line.replace("VM", made.provisioner.report["id"]).replace("9000", port)
+            line = re.sub("^sandbox-kernel", shlex.join(COMMAND), line)
+            done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=READY)
+            assert done.returncode == 0, done.stderr
+            return done.stdout.strip()
+
+        assert run(curl) == "Hello from a micro-VM"
+        assert page(f"http://{run(expose)}/") == "Hello from a micro-VM\n"
+        assert run(unexpose) == ""
+        assert made.provisioner.report["exposed"] == [{"port": 8888, "address": f"127.0.0.1:{port}"}]
+    finally:
+        kernel.client.stop_channels()
+        made.shutdown_kernel(now=True)
