@@ -78,6 +78,8 @@ def run(file: Path, kernelspec: str | None, command: tuple[str, ...], trace: boo
     report = _launch(request, handles)
     handle = handles[-1]
     print(f"The kernel runs in a micro-VM ({summary(report['trace'])}).", file=sys.stderr, flush=True)
+    for each in report["exposed"]:
+        print(f"Port {each['port']} is exposed at {each['address']}.", file=sys.stderr, flush=True)
     if trace:
         print(*lines(handle.status()["trace"]), sep="\n", file=sys.stderr, flush=True)
     for number in _FORWARDED_SIGNALS:

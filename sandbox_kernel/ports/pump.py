@@ -55,6 +55,7 @@ class Pump:
             except OSError:
                 _shut(source, socket.SHUT_RD)
                 return
+            await asyncio.sleep(0)  # two sides that are always ready would leave nobody else a turn
         _shut(sink, socket.SHUT_WR)
 
 

@@ -390,6 +390,8 @@ class MicroVMProvisioner(KernelProvisionerBase):
         self.log.info(
             "The kernel runs in a micro-VM, %s (%s).", self.report["start"], summary(self.report["trace"])
         )
+        for each in self.report["exposed"]:
+            self.log.info("Its port %d is exposed at %s.", each["port"], each["address"])
 
     async def _discard(self) -> None:
         """Ends a VM that is still there: a second start on one manager, or a clean-up without a wait."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import socket
@@ -265,6 +266,29 @@ async def test_half_open_is_not_idle_while_something_comes() -> None:
         guest.shutdown(socket.SHUT_WR)
         assert await asyncio.wait_for(running, 10)
         assert client.recv(100) == b"x" * 10
+
+
+async def test_sides_that_are_always_ready_leave_others_their_turn() -> None:
+    (one, client), (other, guest) = socket.socketpair(), socket.socketpair()
+    for each in (one, client, other, guest):
+        each.setblocking(False)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    with one, client, other, guest:
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while sent < 1 << 18:
+                sent += client.send(bytes(1 << 15))
+        assert sent > 3 << 16
+        running = asyncio.ensure_future(Pump(one, other).run())
+        got = 0
+        while got < sent:
+            await asyncio.sleep(0)
+            with contextlib.suppress(BlockingIOError):
+                came = len(guest.recv(1 << 20))
+                assert came <= 2 << 16
+                got += came
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_a_reader_that_waits_holds_its_writer_up() -> None:
