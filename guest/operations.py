@@ -25,6 +25,7 @@ from configuration import Configuration
 from fields import Request
 from kernel_process import KernelProcess, Order
 from mounts import Mounts
+from ports import Ports
 from settings import Settings
 from template import Standby
 
@@ -51,6 +52,7 @@ class Operations:
         self._kernel: KernelProcess | None = None
         self._mounts = Mounts(settings)
         self._volumes = volumes.Volumes()
+        self._ports = Ports()
         self.standby: Standby | None = None
         """The kernel of a template, until the first `start`."""
         self._starting = threading.Lock()
@@ -73,6 +75,9 @@ class Operations:
                 return self._wait(peer)
             if op == "mount":
                 self._mount(request, peer)
+                return None
+            if op == "connect":
+                self._ports.connect(fields.integer(request, "port", 1, 65535), peer)
                 return None
             method: Callable[[Request, bytes], Answer] = getattr(self, f"_{op}")
             return method(request, payload)

@@ -24,7 +24,7 @@ from sandbox_kernel.host.kernelspec import spec_of
 from sandbox_kernel.mount import places
 from sandbox_kernel.pool.client import take
 from sandbox_kernel.provisioner.command import LAUNCHER, guest_argv
-from sandbox_kernel.spec import forwarded, mount_roots, placed
+from sandbox_kernel.spec import forwarded, max_expose, mount_roots, placed
 from sandbox_kernel.supervisor.control import LaunchRequest
 from sandbox_kernel.supervisor.handle import SupervisorHandle
 from sandbox_kernel.trace import lines, summary
@@ -59,9 +59,12 @@ def run(file: Path, kernelspec: str | None, command: tuple[str, ...], trace: boo
         ["python", "-m", LAUNCHER, "-f", str(file), *(("--", *command) if command else ())], str(file)
     )
     roots = mount_roots(os.environ, None)
-    spec = placed(spec_of(kernelspec), places(None, os.environ.get("JPY_SESSION_NAME", "")), roots)
+    most = max_expose(os.environ, None)
+    where = places(None, os.environ.get("JPY_SESSION_NAME", ""))
+    spec = placed(spec_of(kernelspec), where, roots, most)
     vm = "l" + os.urandom(5).hex()
-    request = LaunchRequest(vm, spec, argv, forwarded(spec.env, os.environ), info, mount_roots=roots)
+    env = forwarded(spec.env, os.environ)
+    request = LaunchRequest(vm, spec, argv, env, info, mount_roots=roots, max_expose=most)
     stopping = threading.Event()
     handles: list[SupervisorHandle] = []
 
@@ -75,6 +78,8 @@ def run(file: Path, kernelspec: str | None, command: tuple[str, ...], trace: boo
     report = _launch(request, handles)
     handle = handles[-1]
     print(f"The kernel runs in a micro-VM ({summary(report['trace'])}).", file=sys.stderr, flush=True)
+    for each in report["exposed"]:
+        print(f"Port {each['port']} is exposed at {each['address']}.", file=sys.stderr, flush=True)
     if trace:
         print(*lines(handle.status()["trace"]), sep="\n", file=sys.stderr, flush=True)
     for number in _FORWARDED_SIGNALS:

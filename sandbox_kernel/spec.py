@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox_kernel import mount, policy, volume
+from sandbox_kernel import exposure, mount, policy, volume
 from sandbox_kernel.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "SANDBOX_KERNEL_"
@@ -73,6 +73,7 @@ class VMSpec:
         network_bandwidth: MiB a second in each direction; 0: any number.
         network_connections: connections, and flows of datagrams, at a time.
         host_services: TCP ports of the host's loopback that the guest reaches at `host.internal`.
+        expose: ports of the guest on the host's loopback, as exposure.py describes them.
         start: `auto` (restored from a template where there is one) or `cold`.
         preload: Python modules that are imported in the template.
     """
@@ -107,6 +108,7 @@ class VMSpec:
     network_bandwidth: float = 0.0
     network_connections: int = 256
     host_services: tuple[str, ...] = ()
+    expose: tuple[str, ...] = ()
     start: str = "auto"
     preload: tuple[str, ...] = ()
 
@@ -138,7 +140,7 @@ class VMSpec:
 DEFAULT = VMSpec()
 
 _NOT_OF_THE_VM = (
-    *("transport", "env", "boot_timeout", "processes", "mounts", "volumes", "workdir"),
+    *("transport", "env", "boot_timeout", "processes", "mounts", "volumes", "workdir", "expose"),
     *("network_allow", "network_deny", "network_bandwidth", "network_connections"),
     *("cell_timeout", "cell_grace", "idle_timeout", "lifetime", "output", "message_size", "message_rate"),
 )
@@ -282,6 +284,13 @@ KEYS: dict[str, Key] = {
             pattern=policy.SERVICE_PATTERN,
             most=16,
         ),
+        Key(
+            "expose",
+            tuple,
+            "a list of GUEST, GUEST:PORT or GUEST:/SOCKET, where a path begins with `/` or {cwd}",
+            pattern=exposure.PATTERN,
+            most=exposure.MOST,
+        ),
         _choice("start", "auto", "cold"),
         Key(
             "preload",
@@ -402,23 +411,44 @@ def mount_roots(environ: Mapping[str, str], configured: Sequence[str] | None) ->
     return None if roots is None else tuple(roots)
 
 
-def placed(spec: VMSpec, where: Mapping[str, str], roots: Sequence[str] | None) -> VMSpec:
-    """`spec` with mounts and the kernel's directory where one kernel has them.
+def max_expose(environ: Mapping[str, str], configured: int | None) -> int | None:
+    """How many ports the administrator lets be exposed, by traits or else the environment; None: any number.
+
+    Raises:
+        ConfigurationError: that is no number.
+    """
+    text = environ.get(f"{ENVIRONMENT_PREFIX}MAX_EXPOSE")
+    if configured is None and text is None:
+        return None
+    most = configured if configured is not None else int(text) if text and text.isdecimal() else -1
+    if most < 0:
+        shown = _shown(text if configured is None else configured)
+        raise ConfigurationError(f"max_expose is {shown}; allowed is a whole number, 0 to expose none.")
+    return most
+
+
+def placed(
+    spec: VMSpec, where: Mapping[str, str], roots: Sequence[str] | None, most_exposed: int | None = None
+) -> VMSpec:
+    """`spec` with mounts, exposed ports and the kernel's directory where one kernel has them.
 
     Args:
         spec: with `{cwd}` and `{notebook_dir}` in it.
         where: what they stand for (mount.py, `places`).
         roots: what the administrator lets be mounted.
+        most_exposed: how many ports the administrator lets be exposed.
 
     Raises:
-        ConfigurationError: something is not to be mounted.
+        ConfigurationError: something is not to be mounted, or not to be exposed.
     """
     mounts = mount.fill_in(spec.mounts, where)
     parsed = [mount.parse(text) for text in mounts]
     mount.check(parsed, roots)
     volume.check([volume.parse(text) for text in spec.volumes], parsed)
     [workdir] = mount.fill_in((spec.workdir,), where)
-    return dataclasses.replace(spec, mounts=mounts, workdir=workdir)
+    expose = exposure.fill_in(spec.expose, where)
+    exposure.check([exposure.parse(text) for text in expose], most_exposed)
+    return dataclasses.replace(spec, mounts=mounts, workdir=workdir, expose=expose)
 
 
 def _amount(name: str, value: Any) -> str:

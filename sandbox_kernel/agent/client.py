@@ -267,6 +267,21 @@ class AgentClient:
         answer, _ = await self.call("write", data, path=path, offset=offset, mode=mode)
         return answers.written(answer)
 
+    async def connect(self, port: int) -> socket.socket:
+        """Makes this connection one to a port of the guest's loopback, and gives it away.
+
+        Returns:
+            The connected, non-blocking socket, the caller's to close. No further calls can be made here.
+
+        Raises:
+            GuestError: nobody listens there, or nobody accepts.
+        """
+        await self.call("connect", port=port)
+        self._broken = True
+        given = socket.socket(self._socket.family, self._socket.type, fileno=self._socket.detach())
+        given.setblocking(False)
+        return given
+
     async def shutdown(self) -> None:
         """Has the guest end itself, and closes this connection, for which the guest waits."""
         await self.call("shutdown")

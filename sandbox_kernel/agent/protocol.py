@@ -59,13 +59,17 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
     mounted    target → nothing, once it is mounted
     unmount    target → nothing; who still has files open there is not waited for
     freeze     → nothing, once all volumes are written out; who writes to them from then on waits for ever
+    connect    port (1 to 65535, of the guest's loopback) → nothing, once it has accepted, or `refused`. The
+               connection is the port's from then on, a stream of bytes each way with an end of its own; the
+               caller sends nothing before the answer. It does not count among MAX_CONNECTIONS
     shutdown   → nothing; the machine ends when the caller has closed the connection, at most 1 s later
 
 `read` and `write` act with the rights of the kernel's user, on regular files only, and follow no link in the
 last place of a path. Error codes: `unknown` operation, `malformed` field, `failed` (the operating system's
 sentence), `start` (the kernel's command cannot be executed), `started` and `not started`, `no standby`,
 `mount` (a mount cannot be made), `volume` (a volume cannot be mounted), `unclean` (the target of one that is
-to be mounted read-only, with a journal that has to be replayed first).
+to be mounted read-only, with a journal that has to be replayed first), `refused` (nobody listens on a port, or
+nobody accepts in time).
 
 The kernel's five channels have one vsock port each, from `CHANNEL_PORTS`. The agent opens the listening
 sockets before it starts the kernel and hands them down, so the host may connect as soon as `start` is
@@ -124,6 +128,8 @@ MOUNT_ROOT = "/share"
 """The directory that a mount asks its server for (9p2000.L, `aname`)."""
 MOUNT_MESSAGE = 64 * 1024
 """Bytes of one message of 9p (`msize`): as many as the server takes."""
+MAX_PORT_CONNECTIONS = 96
+"""Connections to ports of the guest at a time; one more is refused."""
 KERNEL_USER = 1000
 """Numeric id of the kernel's user and group, to which a mounted directory belongs."""
 
@@ -131,6 +137,7 @@ OPERATIONS = frozenset(
     {
         *("hello", "configure", "start", "rehearse", "wait", "signal", "status"),
         *("stacks", "exec", "read", "write", "shutdown", "mount", "mounted", "unmount", "freeze"),
+        "connect",
     }
 )
 

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from sandbox_kernel.cli.doctor import doctor
+from sandbox_kernel.cli.expose import expose, unexpose
 from sandbox_kernel.cli.image import image
 from sandbox_kernel.cli.kernelspec import kernelspec
 from sandbox_kernel.cli.logs import logs
@@ -48,7 +49,7 @@ def main() -> None:
 
 for command in (
     *(setup, doctor, image, template, pool, kernelspec),
-    *(ps, stats, logs, mount, unmount, mounts, network, volume),
+    *(ps, stats, logs, mount, unmount, mounts, network, expose, unexpose, volume),
 ):
     main.add_command(command)
 

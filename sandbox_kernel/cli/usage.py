@@ -31,6 +31,7 @@ _PS: Sequence[Column] = (
     ("CELLS", lambda vm: str(vm["cells"])),
     ("CLIENT", lambda vm: str(vm["client"])),
     ("SUPERVISOR", lambda vm: str(vm["supervisor"])),
+    ("EXPOSED", lambda vm: "\n".join(f"{each['port']} at {each['address']}" for each in vm["exposed"])),
 )
 _STATS: Sequence[Column] = (
     ("VM", lambda vm: vm["id"]),
@@ -122,7 +123,9 @@ def _table(vms: Sequence[Row], columns: Sequence[Column]) -> Table:
     table = Table(box=None, pad_edge=False)
     for cells in zip(*rows, strict=True):
         # A terminal that is too narrow cuts columns off at the right instead of all of them.
-        table.add_column(cells[0], no_wrap=True, min_width=max(map(len, cells)))
+        table.add_column(
+            cells[0], no_wrap=True, min_width=max(len(line) for cell in cells for line in cell.split("\n"))
+        )
     for row in rows[1:]:
         table.add_row(*row)
     return table

@@ -9,7 +9,9 @@ The guardian also holds, without using them, descriptors that shall be seen to c
 lock on the VM's folder, and the supervisor's end of the client's socket.
 
 What the supervisor writes to the pipe before it goes decides what is removed, a line each: `keep` keeps the
-logs, `also PATH` adds a folder, which the sockets have been moved to.
+logs, `also PATH` adds a folder, which the sockets have been moved to, `socket DEVICE:INODE PATH` a Unix
+socket that lies elsewhere, unless something else is there by then, and `closed` with the same takes that
+back.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ _SCRIPT = r"""
 trap '' INT TERM HUP
 runtime=$1 logs=$2
 shift 2
-verdict= moved=
+verdict= moved= sockets=
 while read -r word path; do
     case $word in
     keep) verdict=keep ;;
     also) moved=$path ;;
+    socket) sockets=$(printf '%s\n%s' "$sockets" "$path") ;;
+    closed) sockets=$(printf '%s' "$sockets" | grep -vxF -- "$path") ;;
     esac
 done
 for group in "$@"; do
@@ -38,6 +42,9 @@ for group in "$@"; do
         tries=$((tries + 1))
         sleep 0.02
     done
+done
+printf '%s\n' "$sockets" | while read -r identity path; do
+    [ -S "$path" ] && [ "$(stat -c %d:%i -- "$path")" = "$identity" ] && rm -f -- "$path"
 done
 [ "$verdict" = keep ] || rm -rf -- ${logs:+"$logs"}
 rm -rf -- "$runtime" ${moved:+"$moved"}
@@ -102,6 +109,14 @@ class Guardian:
         """Tells the guardian to remove `folder`, too, which may not be there."""
         self._tell(f"also {folder}")
 
+    def guard(self, socket: str) -> None:
+        """Tells the guardian to remove a Unix socket, `DEVICE:INODE PATH`."""
+        self._tell(f"socket {socket}")
+
+    def release(self, socket: str) -> None:
+        """The same socket is for somebody else to remove from now on, or has been."""
+        self._tell(f"closed {socket}")
+
     def _tell(self, line: str) -> None:
         with suppress(BrokenPipeError):
-            os.write(self._writer, f"{line}\n".encode())
+            os.write(self._writer, os.fsencode(f"{line}\n"))

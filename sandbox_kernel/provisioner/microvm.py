@@ -16,6 +16,7 @@ import asyncio
 import hashlib
 import os
 import signal
+from dataclasses import replace
 from typing import Any
 
 import zmq
@@ -23,10 +24,11 @@ from jupyter_client.connect import KernelConnectionInfo, LocalPortCache
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Float, Int, List, Unicode
 
-from sandbox_kernel import mount, paths, volume
+from sandbox_kernel import exposure, mount, paths, volume
 from sandbox_kernel.death import Death
 from sandbox_kernel.errors import ConfigurationError, GuestError, HostError, SandboxKernelError
 from sandbox_kernel.pool.client import take
+from sandbox_kernel.ports.listener import is_free
 from sandbox_kernel.provisioner.command import guest_argv
 from sandbox_kernel.provisioner.threads import in_thread
 from sandbox_kernel.spec import (
@@ -36,6 +38,7 @@ from sandbox_kernel.spec import (
     VMSpec,
     forwarded,
     from_environment,
+    max_expose,
     mount_roots,
     placed,
     resolve,
@@ -108,6 +111,13 @@ class MicroVMProvisioner(KernelProvisionerBase):
     host_services: Any = List(
         default_value=None, allow_none=True, config=True, help="Ports of this host for the guest."
     )
+    expose: Any = List(
+        default_value=None,
+        allow_none=True,
+        config=True,
+        help="Ports of the guest on the host's loopback: GUEST[:PORT] or GUEST:/SOCKET.",
+    )
+    max_expose = Int(None, allow_none=True, config=True, help="Most exposed ports; 0 forbids them.")
     mount_roots: Any = List(
         default_value=None,
         allow_none=True,
@@ -179,7 +189,8 @@ class MicroVMProvisioner(KernelProvisionerBase):
         km = self._manager
         where = mount.places(kwargs.get("cwd"), kwargs.get("env", {}).get("JPY_SESSION_NAME", ""))
         self._mount_roots = mount_roots(os.environ, self.mount_roots)
-        self._spec = spec = placed(self._resolve_spec(), where, self._mount_roots)
+        self._max_expose = max_expose(os.environ, self.max_expose)
+        self._spec = spec = placed(self._resolve_spec(), where, self._mount_roots, self._max_expose)
         self._prepare_encryption(kwargs.pop("transport_encryption", None))
         self._choose_endpoints(spec)
         session = kwargs.get("env", {}).get("JPY_SESSION_NAME", "")
@@ -347,7 +358,7 @@ class MicroVMProvisioner(KernelProvisionerBase):
         name = str(self._manager.kernel_name)
         request = LaunchRequest(
             self._vm_id(),
-            self._spec,
+            replace(self._spec, expose=self._exposed_as_before()),
             argv,
             env,
             info,
@@ -355,6 +366,7 @@ class MicroVMProvisioner(KernelProvisionerBase):
             kernel=name,
             mount_roots=self._mount_roots,
             max_network=self._max_network,
+            max_expose=self._max_expose,
         )
         pooled = await in_thread(take, self._spec)
         if pooled is not None:
@@ -367,6 +379,22 @@ class MicroVMProvisioner(KernelProvisionerBase):
         await self._launch_alone(request)
         self._untold = False
         await in_thread(nursery.expect, self._spec)
+
+    def _exposed_as_before(self) -> tuple[str, ...]:
+        """What is to be exposed; a port that the system chose is kept over a restart, if it is free."""
+        loopback = exposure.Exposure(1, 0).address.removesuffix("0")
+        earlier = {
+            each["port"]: int(each["address"].removeprefix(loopback))
+            for each in self.report.get("exposed", ())
+            if each["address"].startswith(loopback)
+        }
+
+        def place(text: str) -> str:
+            wanted = exposure.parse(text)
+            port = earlier.pop(wanted.guest, 0) if wanted.port == 0 else 0
+            return str(wanted.at(port)) if port and is_free(port) else text
+
+        return tuple(map(place, self._spec.expose))
 
     async def _launch_alone(self, request: LaunchRequest) -> None:
         """Launches in a VM that waits for this process's next kernel, or else in a new one."""
@@ -390,6 +418,8 @@ class MicroVMProvisioner(KernelProvisionerBase):
         self.log.info(
             "The kernel runs in a micro-VM, %s (%s).", self.report["start"], summary(self.report["trace"])
         )
+        for each in self.report["exposed"]:
+            self.log.info("Its port %d is exposed at %s.", each["port"], each["address"])
 
     async def _discard(self) -> None:
         """Ends a VM that is still there: a second start on one manager, or a clean-up without a wait."""

@@ -50,6 +50,7 @@ class Belongings:
         """
         self._folders = folders.claim(vm)
         self._control_fd = control_fd
+        self._sockets: list[str] = []
         self.cgroup = cgroup.create(vm, cgroup.Bounds(spec.memory, spec.vcpus, spec.cpu_quota))
         self._post_guardian()
         log_to(self.logs / "supervisor.log")
@@ -75,6 +76,16 @@ class Belongings:
     def keep_logs(self) -> None:
         """The logs are named in an error and shall outlive the VM."""
         self._guardian.keep_logs()
+
+    def guard(self, socket: str) -> None:
+        """Has the guardian remove a Unix socket at the end, `DEVICE:INODE PATH`, if it is still that one."""
+        self._sockets.append(socket)
+        self._guardian.guard(socket)
+
+    def release(self, socket: str) -> None:
+        """Has it leave the socket alone from now on."""
+        self._sockets.remove(socket)
+        self._guardian.release(socket)
 
     def rename(self, vm: str) -> None:
         """Takes the id `vm` for the folder of sockets, once nobody else has it.
@@ -107,3 +118,5 @@ class Belongings:
             self.cgroup.folders,
             hold=(self._folders.lock, self._control_fd),
         )
+        for socket in self._sockets:
+            self._guardian.guard(socket)

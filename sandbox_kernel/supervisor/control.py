@@ -54,6 +54,7 @@ class LaunchRequest:
         kernel: the kernelspec's name, for people.
         mount_roots: what the administrator lets be mounted (mount.py, `check`); None: anything.
         max_network: the widest policy that the administrator allows; empty: any.
+        max_expose: how many ports the administrator lets be exposed; None: any number.
     """
 
     id: str
@@ -67,6 +68,7 @@ class LaunchRequest:
     kernel: str = ""
     mount_roots: tuple[str, ...] | None = None
     max_network: str = ""
+    max_expose: int | None = None
 
     def to_line(self) -> bytes:
         """This request as a line of the protocol."""
@@ -81,6 +83,7 @@ class LaunchRequest:
         """
         try:
             roots = message["mount_roots"]
+            most_exposed = message["max_expose"]
             request = cls(
                 id=str(message["id"]),
                 spec=VMSpec.from_dict(message["spec"]),
@@ -93,6 +96,7 @@ class LaunchRequest:
                 kernel=str(message["kernel"]),
                 mount_roots=None if roots is None else tuple(map(str, roots)),
                 max_network=str(message["max_network"]),
+                max_expose=None if most_exposed is None else int(most_exposed),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(

@@ -33,6 +33,7 @@ from sandbox_kernel.errors import (
     SandboxKernelError,
     TemplateError,
 )
+from sandbox_kernel.exposure import parse as parse_exposure
 from sandbox_kernel.files.server import require
 from sandbox_kernel.machine.machine import Machine
 from sandbox_kernel.mount import parse
@@ -47,6 +48,7 @@ from sandbox_kernel.supervisor.decision import decide
 from sandbox_kernel.supervisor.first import Begun
 from sandbox_kernel.supervisor.guest_kernel import GuestKernel
 from sandbox_kernel.supervisor.ladder import TimeLadder
+from sandbox_kernel.supervisor.ports import Ports
 from sandbox_kernel.supervisor.shares import Shares
 from sandbox_kernel.supervisor.usage import Usage
 from sandbox_kernel.supervisor.window import Operation, Window
@@ -104,6 +106,7 @@ class Supervisor:
         self._opening: asyncio.Task[None] | None = None
         self._attached = Attached()
         self._stack.callback(self._attached.close)
+        self._ports: Ports | None = None
         self._idle: list[asyncio.Task[None]] = []
         self._pooled = False
         self._orderly = False
@@ -158,6 +161,9 @@ class Supervisor:
             else:
                 self._trace.restart(request.began)
                 beginning = self._assign(request)
+            ports = self._ports = Ports(beginning.belongings, request.max_expose, self._on_machine_ended)
+            self._stack.push_async_callback(ports.aclose)
+            ports.listen(map(parse_exposure, request.spec.expose))
             self._bind(request)
             if beginning.starting is None:
                 self._stop_idling()  # how a start goes is for the start to say
@@ -177,6 +183,7 @@ class Supervisor:
                 self._trace.mark("network ready")
             if not kernel.adopted:
                 await kernel.connect()
+            ports.open(machine)
             self._stop_idling()
             self._watch(machine.ended, self._on_machine_ended)
             self._watch(self._relay.failed, self._on_machine_ended)
@@ -229,6 +236,7 @@ class Supervisor:
             disk=disk,
             guest=guest,
             limits={name: getattr(spec, name) for name in LIMITS},
+            exposed=self._exposed(),
         )
 
     async def open_window(self) -> None:
@@ -241,7 +249,8 @@ class Supervisor:
     def _operations(self) -> dict[str, Operation]:
         """What others of this user may ask of the VM (window.py)."""
         assert self._shares is not None
-        shares = self._shares
+        assert self._ports is not None
+        shares, ports = self._shares, self._ports
 
         async def look(request: Mapping[str, Any]) -> dict[str, Any]:
             return {"usage": (await self.usage()).to_dict()}
@@ -263,17 +272,20 @@ class Supervisor:
         async def logs(request: Mapping[str, Any]) -> dict[str, Any]:
             return {"logs": self._logs()}
 
-        return {
-            "usage": look,
-            "logs": logs,
-            "mount": mount,
-            "unmount": unmount,
-            "mounts": mounts,
-            "network": network,
-        }
+        async def expose(request: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                "usage": look,
+                "logs": logs,
+                "mount": mount,
+                "unmount": unmount,
+                "mounts": mounts,
+                "network": network,
+                "expose": expose,
+                "unexpose": unexpose,
+            }
 
     async def _change_policy(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Has another policy hold, where `request` names one; what holds then, by the configuration's keys."""
+        """Has another policy hold, where `request` names one; what holds then, as the configuration has it."""
         launched = self._request
         assert launched is not None
         if self._network is None:
@@ -290,6 +302,10 @@ class Supervisor:
             launched = self._request = replace(launched, spec=replace(launched.spec, **changed))
             now = changed
         return {"network": now}
+
+    def _exposed(self) -> list[dict[str, int | str]]:
+        """The exposed ports and where they are."""
+        return [each.to_dict() for each in self._ports.exposures] if self._ports is not None else []
 
     async def status(self) -> dict[str, Any]:
         """What the agent reports of the kernel and the guest's memory, and how the start went so far.
@@ -395,6 +411,7 @@ class Supervisor:
             "logs": self._logs(),
             "start": self._how(machine),
             "trace": self._trace.phases,
+            "exposed": self._exposed(),
         }
 
     def _how(self, machine: Machine) -> str:

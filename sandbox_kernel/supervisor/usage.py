@@ -47,6 +47,7 @@ class Usage:
         network: bytes to and from the network; there is none.
         guest: the guest's own figures; None where it does not answer.
         limits: of the VM, by the names of the configuration.
+        exposed: its exposed ports, each with `port` of the guest and `address` on the host.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Usage:
     guest: Status | None
     limits: dict[str, Any]
     network: int = field(default=0)
+    exposed: list[dict[str, int | str]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """These figures as JSON's types."""

@@ -24,6 +24,19 @@ OWNER = textwrap.dedent(
     if verdict == "moved":
         guardian.also(runtime.with_name("moved to"))
         runtime.rename(runtime.with_name("moved to"))
+    if verdict == "sockets":
+        import socket
+        for name in ("left", "closed", "another's", "-odd  name\\\\n"):
+            with socket.socket(socket.AF_UNIX) as made:
+                path = runtime.with_name(name)
+                made.bind(str(path))
+            status = path.lstat()
+            guardian.guard(f"{status.st_dev}:{status.st_ino} {path}")
+            if name == "closed":
+                guardian.release(f"{status.st_dev}:{status.st_ino} {path}")
+            if name == "another's":
+                path.rename(runtime.with_name("elsewhere"))
+                path.write_text("mine")
     print(guardian.pid, flush=True)
     sys.stdin.read()
     """
@@ -77,3 +90,11 @@ def test_a_folder_that_was_moved_is_removed_where_it_is(tmp_path: Path, end: str
     assert list(tmp_path.iterdir()) == []
     assert not runtime.exists()
     assert not logs.exists()
+
+
+@pytest.mark.parametrize("end", ["exit", "kill"])
+def test_a_socket_that_lies_elsewhere_is_removed_unless_it_is_somebody_elses(
+    tmp_path: Path, end: str
+) -> None:
+    run_owner(tmp_path, "sockets", end)
+    assert {path.name for path in tmp_path.iterdir()} == {"closed", "another's", "elsewhere"}

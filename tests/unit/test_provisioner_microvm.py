@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,28 @@ async def test_without_a_launch_there_is_nothing_to_signal_or_to_wait_for() -> N
 
 def test_no_path_of_the_guest_is_a_path_of_the_host() -> None:
     assert provisioner().resolve_path("/home/sandbox/x.py") is None
+
+
+async def test_an_administrators_number_of_ports_binds_the_kernelspec() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        await provisioner({"expose": ["80", "81"]}, {"max_expose": 1}).pre_launch(env={})
+    assert str(caught.value) == (
+        "Ports to be exposed: 2, over the administrator's limit max_expose = 1; expose 1 or fewer."
+    )
+
+
+async def test_a_port_that_the_system_chose_is_asked_for_again_while_it_is_free() -> None:
+    made = provisioner({"expose": ["80", "81:0", "82:9000", "83:/s", "80"]})
+    await made.pre_launch(env={})
+    assert made._exposed_as_before() == ("80", "81:0", "82:9000", "83:/s", "80")
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [each.getsockname()[1] for each in (taken, other)]
+        other.close()
+        made.report = {
+            "exposed": [
+                {"port": 80, "address": f"127.0.0.1:{ports[0]}"},
+                {"port": 81, "address": f"127.0.0.1:{ports[1]}"},
+                {"port": 83, "address": "/s"},
+            ]
+        }
+        assert made._exposed_as_before() == ("80", f"81:{ports[1]}", "82:9000", "83:/s", "80")

@@ -29,6 +29,15 @@ def test_a_launch_request_survives_its_line() -> None:
     assert parsed == LaunchRequest("abc", VMSpec(memory=300), ("python3",), {"A": "1"}, {"key": "k"}, 77, 1.5)
 
 
+def test_what_an_administrator_allows_survives_its_line_and_cannot_be_left_out() -> None:
+    made = LaunchRequest("abc", VMSpec(), ("python3",), {}, {"key": "k"}, mount_roots=("/a",), max_expose=0)
+    message = from_line(made.to_line())
+    assert LaunchRequest.from_message(message) == made
+    for name in ("mount_roots", "max_expose"):
+        with pytest.raises(ConfigurationError):
+            LaunchRequest.from_message({key: message[key] for key in message if key != name})
+
+
 def test_the_session_key_is_not_in_the_representation() -> None:
     assert "secret" not in repr(LaunchRequest("a", VMSpec(), ("x",), {}, {"key": "secret"}))
 

@@ -25,6 +25,7 @@ from typing import Any
 from unittest import mock
 
 import configuration
+import network
 import operations
 import server
 import volumes
@@ -58,7 +59,7 @@ NAMES = tuple(sorted(OPERATIONS))
 FIELDS = (
     *("op", "clock", "step", "hostname", "pids", "reserve", "argv", "env", "cwd", "connection"),
     *("configuration", "number", "seconds", "root", "path", "offset", "length", "mode", "key", "a=b"),
-    *("volumes", "serial", "read_only"),
+    *("volumes", "serial", "read_only", "port", "network"),
 )
 CODES = {"unknown", "malformed", "failed", "start", "started", "not started", "no standby"}
 MOST = HEADER.size + MAX_JSON + MAX_PAYLOAD
@@ -117,6 +118,10 @@ class Guest:
         for volume in wanted:
             assert b"\0" not in os.fsencode(volume.target) and 0 < len(volume.serial) <= 20
             self.act(volume.target)
+
+    def connect(self, port: int, peer: int) -> None:
+        assert type(port) is int and 1 <= port <= 65535 and peer == 99
+        self.act()
 
     def run(self, children: object, plan: Plan, reader: int, seconds: float, limit: int) -> Outcome:
         os.close(plan.stdout)
@@ -284,6 +289,7 @@ GOOD: tuple[dict[str, object], ...] = (
     {"op": "reboot"},
     {"op": "start", **_ORDER, "volumes": [{"serial": "volume-0", "target": "/data", "read_only": True}]},
     {"op": "freeze"},
+    {"op": "connect", "port": 80},
 )
 START, EXEC = 3, 11
 
@@ -321,11 +327,14 @@ def _run(data: bytes) -> None:
     if script.below(2):
         agent.standby = Standby()  # type: ignore[assignment]
 
-    def perform(request: dict[str, object], payload: bytes, peer: int) -> Answer:
+    def perform(request: dict[str, object], payload: bytes, peer: int) -> Answer | None:
         nonlocal performed
         performed += 1
         assert peer == 99
-        return agent.perform(request, payload, peer)
+        answer = agent.perform(request, payload, peer)
+        if answer is None:  # the connection is a port's from now on, whose answer it is
+            performed -= 1
+        return answer
 
     connection: Any = Connection(script, fate)
     Server(None, perform, None).serve(connection)  # type: ignore[arg-type]
@@ -348,8 +357,9 @@ NOTHING: tuple[tuple[object, dict[str, object]], ...] = (
             "cgroup": GUEST,
         },
     ),
-    (operations, {"files": GUEST, "program": GUEST, "KernelProcess": Kernel}),
+    (operations, {"files": GUEST, "program": GUEST, "KernelProcess": Kernel, "Ports": lambda: GUEST}),
     (server, {"Incoming": Bounded}),
+    (network.Network, {"use": lambda self: GUEST.act()}),
     (volumes.Volumes, {"attach": lambda self, wanted: GUEST.attach(wanted)}),
 )
 """What the agent's modules have in the place of a guest."""

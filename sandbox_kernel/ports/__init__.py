@@ -1,0 +1,1 @@
+"""Ports of a guest on the host's loopback: listening, and carrying what comes."""
