@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from sandbox_kernel.cli.copy import cp
 from sandbox_kernel.cli.doctor import doctor
 from sandbox_kernel.cli.image import image
 from sandbox_kernel.cli.kernelspec import kernelspec
@@ -43,7 +44,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
 
 
-for command in (setup, doctor, image, template, pool, kernelspec, ps, stats, mount, unmount, mounts):
+for command in (setup, doctor, image, template, pool, kernelspec, ps, stats, mount, unmount, mounts, cp):
     main.add_command(command)
 
 

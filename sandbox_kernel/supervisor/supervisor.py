@@ -39,7 +39,7 @@ from sandbox_kernel.mount import parse
 from sandbox_kernel.relay.limits import RelayLimits
 from sandbox_kernel.relay.relay import ClientEndpoints, Relay
 from sandbox_kernel.spec import LIMITS, VMSpec
-from sandbox_kernel.supervisor import causes, expiry, next_template, usage
+from sandbox_kernel.supervisor import causes, copies, expiry, next_template, usage
 from sandbox_kernel.supervisor.beginning import Beginning, begin
 from sandbox_kernel.supervisor.control import LaunchRequest, PrepareRequest, addresses
 from sandbox_kernel.supervisor.decision import decide
@@ -48,7 +48,7 @@ from sandbox_kernel.supervisor.guest_kernel import GuestKernel
 from sandbox_kernel.supervisor.ladder import TimeLadder
 from sandbox_kernel.supervisor.shares import Shares
 from sandbox_kernel.supervisor.usage import Usage
-from sandbox_kernel.supervisor.window import Operation, Window
+from sandbox_kernel.supervisor.window import Handover, Operation, Window
 from sandbox_kernel.trace import Trace
 
 log = logging.getLogger(__name__)
@@ -241,7 +241,12 @@ class Supervisor:
         async def mounts(request: Mapping[str, Any]) -> dict[str, Any]:
             return {"mounts": [str(each) for each in shares.mounts]}
 
-        return {"usage": look, "mount": mount, "unmount": unmount, "mounts": mounts}
+        async def copy(request: Mapping[str, Any]) -> Handover:
+            assert self._machine is not None
+            with self._costs_the_vm():
+                return Handover(await copies.begin(self._machine, request))
+
+        return {"usage": look, "mount": mount, "unmount": unmount, "mounts": mounts, "copy": copy}
 
     async def status(self) -> dict[str, Any]:
         """What the agent reports of the kernel and the guest's memory, and how the start went so far.

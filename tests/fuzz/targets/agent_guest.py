@@ -55,7 +55,7 @@ SETTINGS = Settings(cgroups="", home="/home/sandbox")
 NAMES = tuple(sorted(OPERATIONS))
 FIELDS = (
     *("op", "clock", "step", "hostname", "pids", "reserve", "argv", "env", "cwd", "connection"),
-    *("configuration", "number", "seconds", "root", "path", "offset", "length", "mode", "key", "a=b"),
+    *("configuration", "number", "seconds", "root", "path", "offset", "length", "mode", "key", "a=b", "name"),
 )
 CODES = {"unknown", "malformed", "failed", "start", "started", "not started", "no standby"}
 MOST = HEADER.size + MAX_JSON + MAX_PAYLOAD
@@ -143,6 +143,28 @@ class Kernel:
     def signal(self, number: int) -> bool:
         assert 0 <= number <= 64
         return bool(GUEST.fate.below(2))
+
+
+class Copies:
+    """Copies that have ended when they begin."""
+
+    def __init__(self, settings: Settings) -> None:
+        pass
+
+    def pull(self, path: str) -> Copies:
+        assert b"\0" not in os.fsencode(path)
+        GUEST.act(path)
+        return self
+
+    def push(self, path: str, name: str) -> Copies:
+        assert "/" not in name and name not in (".", "..")
+        return self.pull(path)
+
+    def run(self, connection: Connection) -> None:
+        GUEST.act()
+
+    def close(self) -> None:
+        pass
 
 
 class Standby:
@@ -270,6 +292,8 @@ GOOD: tuple[dict[str, object], ...] = (
     {"op": "write", "path": "a", "offset": 0, "mode": 0o600},
     {"op": "shutdown"},
     {"op": "reboot"},
+    {"op": "pull", "path": "a"},
+    {"op": "push", "path": "a", "name": "b"},
 )
 START, EXEC = 3, 11
 
@@ -334,7 +358,7 @@ NOTHING: tuple[tuple[object, dict[str, object]], ...] = (
             "cgroup": GUEST,
         },
     ),
-    (operations, {"files": GUEST, "program": GUEST, "KernelProcess": Kernel}),
+    (operations, {"files": GUEST, "program": GUEST, "KernelProcess": Kernel, "Copies": Copies}),
     (server, {"Incoming": Bounded}),
 )
 """What the agent's modules have in the place of a guest."""
