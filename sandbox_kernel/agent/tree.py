@@ -341,6 +341,8 @@ class Place:
         Raises:
             OSError: there is no directory for it.
         """
+        if not path:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         trimmed = path.rstrip("/") or "/"
         above, last = os.path.split(trimmed)
         try:

@@ -5,6 +5,7 @@ A guest may have put links into what it has mounted, and a path that a user writ
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -25,6 +26,8 @@ def open_without_links(path: str, flags: int) -> int:
         ConfigurationError: there is a link in it.
         OSError: it cannot be opened.
     """
+    if not path:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     names = [name for name in path.split("/") if name not in ("", ".")] or ["."]
     folder = os.open("/" if path.startswith("/") else ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     name = "."

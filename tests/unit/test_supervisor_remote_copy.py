@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
@@ -145,6 +147,14 @@ async def test_a_link_on_the_host_is_named_with_where_it_leads(vm: Path, tmp_pat
     assert not (vm / "here").exists()
 
 
+async def test_nothing_is_no_path(vm: Path) -> None:
+    (vm / "file").write_text("x")
+    with pytest.raises(ConfigurationError, match="No such file"):
+        await called(pull, "vm1", "file", "")
+    with pytest.raises(ConfigurationError, match="No such file"):
+        await called(push, "vm1", "", "x")
+
+
 @pytest.mark.parametrize("path", ["missing", "fifo", "file/", "file/."])
 async def test_what_cannot_be_copied_is_named(vm: Path, tmp_path: Path, path: str) -> None:
     os.mkfifo(tmp_path / "fifo")
@@ -169,6 +179,36 @@ async def test_bounds_of_what_is_pulled_are_told_with_the_option_that_raises_the
     with pytest.raises(LimitExceeded, match=r"more than 2 files.*--max-files"):
         await called(pull, "vm1", ".", str(tmp_path / "new"), max_files=2)
     assert not (tmp_path / "file").exists()
+
+
+def test_a_full_file_system_of_the_host_is_told_once_and_by_name(tmp_path: Path) -> None:
+    script = """
+import pathlib, socket, sys, threading
+from sandbox_kernel.agent.tree import HEAD, LENGTH
+from sandbox_kernel.supervisor import remote_copy
+ours, theirs = socket.socketpair()
+file = HEAD.pack(b"F", 1, 0o644, 0, 0) + b"%d" + LENGTH.pack(50000) + bytes(50000)
+tree = HEAD.pack(b"D", 0, 0o755, 0, 0) + b"".join(file % number for number in range(3))
+threading.Thread(target=theirs.sendall, args=(tree,)).start()
+remote_copy.find = lambda vm: pathlib.Path("/runtime/vm1/control")
+remote_copy.ask_for_connection = lambda window, request: ours
+try:
+    remote_copy.pull("vm1", "data", sys.argv[1])
+except Exception as error:
+    print(type(error).__name__, error)
+print([str(path.relative_to(sys.argv[1])) for path in pathlib.Path(sys.argv[1]).rglob("*")])
+"""
+    run = 'mount -t tmpfs -o size=64k none "$1" && exec "$2" -c "$3" "$1"'
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", run, "sh", str(tmp_path), sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == (
+        f"NoSpaceError There is no room for the copy in {tmp_path} (No space left on device); remove files "
+        "there, or choose another place.\n['data', 'data/0']\n"
+    ), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -234,9 +274,9 @@ async def test_a_tally_that_is_none_is_the_guests_fault(
         def speak() -> None:
             with theirs:
                 theirs.sendall(GRANTED)
-                theirs.recv(1 << 16)  # the request; then the whole of the tree
-                while HEAD.pack(b"E", 0, 0, 0, 0)[:1] not in theirs.recv(1 << 16):
-                    pass
+                heard = b""
+                while not heard.endswith(HEAD.pack(b"E", 0, 0, 0, 0)):
+                    heard += theirs.recv(1 << 16)
                 theirs.sendall(answer)
 
         threading.Thread(target=speak, daemon=True).start()

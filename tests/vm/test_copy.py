@@ -90,7 +90,8 @@ def test_a_link_of_the_host_inside_the_target_is_not_followed(
     (tmp_path / "target" / "out" / "keys").symlink_to("../../keys")
     said = cp(f"{vm}:out", f"{tmp_path}/target", status=1)
     assert said == (
-        "left out: out/keys: has the name of a link, or of another thing that is no file, where it should go\n"
+        "left out: out/keys: has the name of a link, or of another thing that is no file, where it should "
+        "go\n"
         "1 file, 3 bytes\n"
     )
     assert not list((tmp_path / "keys").iterdir())
