@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+
+
+class Copy:
+    """What takes a connection over, once that has been granted."""
+
+    def run(self, connection: socket.socket) -> None:
+        """Uses the connection, until it is of no more use."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Lets go of everything else; called once, whether it has run or not."""
+        raise NotImplementedError
 
 
 class Answer:
@@ -13,9 +26,11 @@ class Answer:
         fields: dict[str, object] | None = None,
         payload: bytes = b"",
         afterwards: Callable[[], None] | None = None,
+        copy: Copy | None = None,
     ) -> None:
-        """`afterwards` is called once the caller has had the answer."""
+        """`afterwards` is called once the caller has had the answer; `copy` has the connection then."""
         self.fields, self.payload, self.afterwards = fields or {}, payload, afterwards
+        self.copy = copy
 
 
 class Refused(Exception):

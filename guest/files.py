@@ -52,22 +52,40 @@ def write(settings: Settings, path: str, content: bytes, offset: int, mode: int)
 
 
 def _open(settings: Settings, path: str, flags: int, mode: int) -> int:
-    path = os.path.join(settings.home, path)
-    other = os.geteuid() != settings.uid
-    if other:
-        system.act_as(settings.uid, settings.gid)
-    try:
-        fd = os.open(path, flags | _FLAGS, mode)
-    finally:
-        if other:
-            system.act_as(os.geteuid(), os.getegid())
+    fd = open_as_user(settings, path, flags, mode)
     found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode) or found.st_dev in _special():
+    if not stat.S_ISREG(found.st_mode) or found.st_dev in not_files():
         os.close(fd)
-        raise ValueError(f"{path} is not a regular file")
+        raise ValueError(f"{os.path.join(settings.home, path)} is not a regular file")
     return fd
 
 
-def _special() -> set[int]:
+def open_as_user(settings: Settings, path: str, flags: int, mode: int = 0) -> int:
+    """Opens whatever stands at `path`, without waiting; what it is, the caller has to look at.
+
+    Raises:
+        OSError: the user may not, there is nothing, or a link.
+    """
+    with AsUser(settings):
+        return os.open(os.path.join(settings.home, path), flags | _FLAGS, mode)
+
+
+class AsUser:
+    """While it is entered, this thread's accesses to files are checked as those of the kernel's user."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._other = os.geteuid() != settings.uid
+
+    def __enter__(self) -> None:
+        if self._other:
+            system.act_as(self._settings.uid, self._settings.gid)
+
+    def __exit__(self, *error: object) -> None:
+        if self._other:
+            system.act_as(os.geteuid(), os.getegid())
+
+
+def not_files() -> frozenset[int]:
     """Devices of the file systems whose files are not files."""
-    return {os.stat(folder).st_dev for folder in _NOT_FILES if os.path.exists(folder)}
+    return frozenset(os.stat(folder).st_dev for folder in _NOT_FILES if os.path.exists(folder))

@@ -22,6 +22,7 @@ from agent_protocol import MAX_EXEC_SECONDS, MAX_PAYLOAD, OPERATIONS, PROTOCOL_V
 from answer import Answer, Refused
 from children import Children, Plan
 from configuration import Configuration
+from copies import Copies
 from fields import Request
 from kernel_process import KernelProcess, Order
 from mounts import Mounts
@@ -30,6 +31,7 @@ from settings import Settings
 from template import Standby
 
 _LONGEST_PATH = 4096
+_LONGEST_NAME = 255
 _LARGEST = 2**63 - 1
 _EXEC_SECONDS = 30.0
 
@@ -53,6 +55,7 @@ class Operations:
         self._mounts = Mounts(settings)
         self._volumes = volumes.Volumes()
         self._ports = Ports()
+        self._copies = Copies(settings)
         self.standby: Standby | None = None
         """The kernel of a template, until the first `start`."""
         self._starting = threading.Lock()
@@ -231,6 +234,17 @@ class Operations:
         offset = fields.integer(request, "offset", 0, _LARGEST, 0)
         mode = fields.integer(request, "mode", 0, 0o777, 0o644)
         return Answer({"size": files.write(self._settings, path, payload, offset, mode)})
+
+    def _pull(self, request: Request, payload: bytes) -> Answer:
+        return Answer(copy=self._copies.pull(fields.text(request, "path", _LONGEST_PATH)))
+
+    def _push(self, request: Request, payload: bytes) -> Answer:
+        path, name = fields.text(request, "path", _LONGEST_PATH), request.get("name")
+        if name is not None:
+            name = fields.text(request, "name", _LONGEST_NAME)
+            if "/" in name or name in (".", ".."):
+                raise ValueError("name is a name")
+        return Answer(copy=self._copies.push(path, name or ""))
 
     def _mount(self, request: Request, peer: int) -> None:
         self._mounts.make(

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 from agent_protocol import HEADER, MAX_CONNECTIONS, FrameError, pack, parse_header, parse_message
-from answer import Answer, Refused
+from answer import Answer, Copy, Refused
 
 Perform = Callable[[dict[str, object], bytes, int], Answer | None]
 """The answer to a request; None when its connection is not for requests any more."""
@@ -134,12 +134,23 @@ class Server:
             answer = self._perform(request, payload, connection.fileno())
             if answer is None:
                 return False, None
+            if answer.copy is not None:
+                self._copy(connection, answer.copy)
+                return False, None
             frame, afterwards = pack({"ok": True, **answer.fields}, answer.payload), answer.afterwards
         except Refused as refused:
             message = str(refused)[:_LONGEST_MESSAGE]
             frame = pack({"ok": False, "error": refused.code, "message": message})
         send(connection, frame, self._frame_seconds)
         return True, afterwards
+
+    def _copy(self, connection: socket.socket, copy: Copy) -> None:
+        """Grants a copy, which takes the connection until its end."""
+        try:
+            send(connection, pack({"ok": True}), self._frame_seconds)
+            copy.run(connection)
+        finally:
+            copy.close()
 
 
 class Incoming:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sandbox_kernel.agent.tree import MAX_PROBLEMS, Tally
 from sandbox_kernel.errors import (
     GuestError,
     GuestProtocolError,
@@ -255,6 +256,23 @@ def stacks(output: bytes) -> str:
 def written(answer: Mapping[str, object]) -> int:
     """The answer to `write`: the file's size in bytes."""
     return _whole(answer, "size")
+
+
+def copied(answer: Mapping[str, object]) -> Tally:
+    """The answer at the end of a `push`."""
+    tally = Tally()
+    tally.files, tally.directories = _whole(answer, "files"), _whole(answer, "directories")
+    tally.size, tally.unlisted = _whole(answer, "size"), _whole(answer, "unlisted")
+    tally.failed = _whole(answer, "failed")
+    problems = answer.get("problems")
+    if not isinstance(problems, list) or len(problems) > MAX_PROBLEMS:
+        raise _unusable("problems")
+    for each in problems:
+        if not isinstance(each, list) or len(each) != 2:
+            raise _unusable("problems")
+        place = {"place": each[0], "reason": each[1]}
+        tally.problems.append((_text(place, "place"), _whole(place, "reason", 0, 0xFFFF)))
+    return tally
 
 
 def plain(text: str, limit: int = _TEXT) -> str:

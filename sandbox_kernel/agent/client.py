@@ -282,6 +282,32 @@ class AgentClient:
         given.setblocking(False)
         return given
 
+    async def pull(self, path: str) -> socket.socket:
+        """Has the agent send a file or directory of the guest, as the kernel's user may read it.
+
+        Returns:
+            This connection, the caller's now and no client's any more: a tree comes over it (tree.py).
+        """
+        await self.call("pull", path=path)
+        return self._release()
+
+    async def push(self, path: str, name: str) -> socket.socket:
+        """Has the agent receive a file or directory, as the kernel's user may write it.
+
+        Args:
+            path: where it goes.
+            name: what it is called where `path` is a directory; nothing for what is in it.
+
+        Returns:
+            As `pull`; a tree is to be sent over it, which is then answered (`answers.copied`).
+        """
+        await self._call("push", {"path": path, "name": name} if name else {"path": path})
+        return self._release()
+
+    def _release(self) -> socket.socket:
+        self._broken = True
+        return self._socket
+
     async def shutdown(self) -> None:
         """Has the guest end itself, and closes this connection, for which the guest waits."""
         await self.call("shutdown")

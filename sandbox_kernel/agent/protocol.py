@@ -54,6 +54,12 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
                bytes of standard output and error. When the time is up its process group is killed
     read       path (from the kernel's home when relative), offset?, length? → size (of the file); payload
     write      path, offset? (0 cuts the file first), mode? (of a new file, 0o644); payload → size
+    pull       path → nothing; from then on the connection carries that file or directory to the host, as a
+               tree (tree.py), and nothing else
+    push       path, name? → nothing; from then on the host sends a tree, which goes to `path`, or, where that
+               is a directory, to `name` in it (what is in the tree right into it without a name); at its
+               end, or before when nothing of it can be used any more, there is one more answer: files,
+               directories, size, failed, unlisted, problems (list of place and reason: tree.py, `Tally`)
     mount      target (absolute path), read_only? → no answer: the connection is the mount's from now on, over
                which the host serves 9p2000.L. Before `start` it waits for that
     mounted    target → nothing, once it is mounted
@@ -64,12 +70,12 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
                caller sends nothing before the answer. It does not count among MAX_CONNECTIONS
     shutdown   → nothing; the machine ends when the caller has closed the connection, at most 1 s later
 
-`read` and `write` act with the rights of the kernel's user, on regular files only, and follow no link in the
-last place of a path. Error codes: `unknown` operation, `malformed` field, `failed` (the operating system's
-sentence), `start` (the kernel's command cannot be executed), `started` and `not started`, `no standby`,
-`mount` (a mount cannot be made), `volume` (a volume cannot be mounted), `unclean` (the target of one that is
-to be mounted read-only, with a journal that has to be replayed first), `refused` (nobody listens on a port, or
-nobody accepts in time).
+`read`, `write`, `pull` and `push` act with the rights of the kernel's user, on regular files (the last two on
+directories, too) only, and follow no link in the last place of a path. Error codes: `unknown` operation,
+`malformed` field, `failed` (the operating system's sentence), `start` (the kernel's command cannot be
+executed), `started` and `not started`, `no standby`, `mount` (a mount cannot be made), `volume` (a volume
+cannot be mounted), `unclean` (the target of one that is to be mounted read-only, with a journal that has to
+be replayed first), `refused` (nobody listens on a port, or nobody accepts in time).
 
 The kernel's five channels have one vsock port each, from `CHANNEL_PORTS`. The agent opens the listening
 sockets before it starts the kernel and hands them down, so the host may connect as soon as `start` is
@@ -120,6 +126,11 @@ MAX_ENTROPY = 512
 MAX_EXEC_SECONDS = 300.0
 """Seconds that a program started by `exec` may take."""
 
+MAX_COPIES = 4
+"""Trees on their way at a time."""
+COPY_SECONDS = 60.0
+"""Seconds that a piece of a tree may take."""
+
 MAX_MOUNTS = 16
 """Mounts in a guest at a time."""
 MAX_VOLUMES = 8
@@ -137,7 +148,7 @@ OPERATIONS = frozenset(
     {
         *("hello", "configure", "start", "rehearse", "wait", "signal", "status"),
         *("stacks", "exec", "read", "write", "shutdown", "mount", "mounted", "unmount", "freeze"),
-        "connect",
+        *("connect", "pull", "push"),
     }
 )
 

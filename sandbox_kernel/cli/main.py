@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from sandbox_kernel.cli.copy import cp
 from sandbox_kernel.cli.doctor import doctor
 from sandbox_kernel.cli.expose import expose, unexpose
 from sandbox_kernel.cli.image import image
@@ -49,7 +50,7 @@ def main() -> None:
 
 for command in (
     *(setup, doctor, image, template, pool, kernelspec),
-    *(ps, stats, logs, mount, unmount, mounts, network, expose, unexpose, volume),
+    *(ps, stats, logs, cp, mount, unmount, mounts, network, expose, unexpose, volume),
 ):
     main.add_command(command)
 

@@ -10,8 +10,22 @@ import time
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
+
+from sandbox_kernel.agent.answers import plain
+from sandbox_kernel.agent.tree import Tally, Watch
+
+_TITLE = 40
+"""Characters of what is being copied."""
 
 
 class Steps:
@@ -57,3 +71,31 @@ class Steps:
         with Progress(*columns, console=self._console, transient=True) as progress:
             progress.add_task(title, total=None)
             yield
+
+
+@contextlib.contextmanager
+def transfer(console: Console, title: str) -> Iterator[Watch | None]:
+    """Shows how far a copy is, by what it yields; yields None where there is no terminal to show it on."""
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(plain(title, _TITLE), total=None)
+
+        def show(tally: Tally) -> None:
+            progress.update(
+                task,
+                description=plain(tally.place or title, _TITLE),
+                # A file may grow meanwhile, or its size be a guest's lie.
+                total=max(tally.expected, tally.size) if tally.expected else None,
+                completed=tally.size,
+            )
+
+        yield show

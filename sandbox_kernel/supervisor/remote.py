@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +48,42 @@ def ask(window: Path, request: Mapping[str, Any], timeout: float = PATIENCE) -> 
         SandboxKernelError: what the VM has against it; HostError: it has just ended; GuestError: it does not
             answer.
     """
-    text = b""
+    answer, connection = _ask(window, request, timeout)
+    if connection is not None:
+        connection.close()
+    return answer
+
+
+def ask_for_connection(window: Path, request: Mapping[str, Any], timeout: float = PATIENCE) -> socket.socket:
+    """The connection that a VM's answer consists of; otherwise as `ask`."""
+    _, connection = _ask(window, request, timeout)
+    if connection is None:
+        raise GuestError(f"The supervisor of {window.parent.name} sent no connection; restart its kernel.")
+    return connection
+
+
+def _ask(
+    window: Path, request: Mapping[str, Any], timeout: float
+) -> tuple[dict[str, Any], socket.socket | None]:
+    text, given = b"", ExitStack()
+    handed: socket.socket | None = None
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
+        with given, socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(timeout)
             connection.connect(str(window))
             connection.sendall(to_line(request))
             while not text.endswith(b"\n") and len(text) < _MOST:
-                data = connection.recv(65536)
+                data, fds, _, _ = socket.recv_fds(connection, 65536, 1, socket.MSG_CMSG_CLOEXEC)
+                for fd in fds:
+                    handed = given.enter_context(socket.socket(fileno=fd))
                 if not data:
                     raise GuestError(f"The supervisor of {window.parent.name} hung up; its log may tell why.")
                 text += data
+            answer = from_line(text)
+            raise_failure(answer)
+            given.pop_all()
+            return answer, handed
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise HostError(f"The VM {window.parent.name} has ended; start a kernel.") from error
     except OSError as error:
         raise GuestError(f"The supervisor of {window.parent.name} does not answer ({error}).") from error
-    answer = from_line(text)
-    raise_failure(answer)
-    return answer

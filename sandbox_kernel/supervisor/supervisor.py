@@ -40,7 +40,7 @@ from sandbox_kernel.mount import parse
 from sandbox_kernel.relay.limits import RelayLimits
 from sandbox_kernel.relay.relay import ClientEndpoints, Relay
 from sandbox_kernel.spec import LIMITS, VMSpec, resolve
-from sandbox_kernel.supervisor import causes, expiry, next_template, usage
+from sandbox_kernel.supervisor import causes, copies, expiry, next_template, usage
 from sandbox_kernel.supervisor.attached import Attached
 from sandbox_kernel.supervisor.beginning import Beginning, begin
 from sandbox_kernel.supervisor.control import LaunchRequest, PrepareRequest, addresses
@@ -51,7 +51,7 @@ from sandbox_kernel.supervisor.ladder import TimeLadder
 from sandbox_kernel.supervisor.ports import Ports
 from sandbox_kernel.supervisor.shares import Shares
 from sandbox_kernel.supervisor.usage import Usage
-from sandbox_kernel.supervisor.window import Operation, Window
+from sandbox_kernel.supervisor.window import Handover, Operation, Window
 from sandbox_kernel.trace import Trace
 from sandbox_kernel.volume import parse as parse_volume
 
@@ -273,19 +273,31 @@ class Supervisor:
             return {"logs": self._logs()}
 
         async def expose(request: Mapping[str, Any]) -> dict[str, Any]:
-            return {
-                "usage": look,
-                "logs": logs,
-                "mount": mount,
-                "unmount": unmount,
-                "mounts": mounts,
-                "network": network,
-                "expose": expose,
-                "unexpose": unexpose,
-            }
+            return {"address": ports.add(parse_exposure(str(request.get("port")))).address}
+
+        async def unexpose(request: Mapping[str, Any]) -> dict[str, Any]:
+            await ports.remove(parse_exposure(str(request.get("port"))))
+            return {}
+
+        async def copy(request: Mapping[str, Any]) -> Handover:
+            assert self._machine is not None
+            with self._costs_the_vm():
+                return Handover(await copies.begin(self._machine, request))
+
+        return {
+            "usage": look,
+            "logs": logs,
+            "mount": mount,
+            "unmount": unmount,
+            "mounts": mounts,
+            "network": network,
+            "expose": expose,
+            "unexpose": unexpose,
+            "copy": copy,
+        }
 
     async def _change_policy(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Has another policy hold, where `request` names one; what holds then, as the configuration has it."""
+        """Has another policy hold, where `request` names one; what holds then, by the keys' names."""
         launched = self._request
         assert launched is not None
         if self._network is None:

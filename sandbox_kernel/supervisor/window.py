@@ -2,15 +2,19 @@
 
     runtime/<id>/control    → {"op": name, …}    ← {"ok": true, …} or {"ok": false, "error": …, "message": …}
 
-One request a connection, a few connections at a time; which operations there are, the supervisor says. The
-folder's mode keeps other users out.
+One request a connection, a few connections at a time; which operations there are, the supervisor says. With
+some answers goes a descriptor (SCM_RIGHTS), as bulk data does not pass through here. The folder's mode keeps
+other users out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,15 @@ PATIENCE = 60.0
 """Seconds for one that changes something."""
 _AT_A_TIME = 8
 
-Operation = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]
+
+@dataclass(frozen=True)
+class Handover:
+    """An answer that is a connection: it is the asking process' from then on, and not this one's any more."""
+
+    connection: socket.socket
+
+
+Operation = Callable[[Mapping[str, Any]], Awaitable[dict[str, Any] | Handover]]
 """Takes the request, returns what the answer has beside `ok`."""
 
 
@@ -66,15 +78,19 @@ class Window:
                 async with asyncio.timeout(SECONDS):
                     line = await reader.readline()
                 async with asyncio.timeout(PATIENCE):
-                    writer.write(to_line(await self._answer(line)))
-                    await writer.drain()
+                    answer = await self._answer(line)
+                    if isinstance(answer, Handover):
+                        _hand_over(writer, answer)
+                    else:
+                        writer.write(to_line(answer))
+                        await writer.drain()
         except (OSError, ValueError, TimeoutError):
             pass  # whoever asked is gone, or does not speak as one should
         finally:
             self._answering -= 1
             writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes) -> dict[str, Any] | Handover:
         try:
             request = from_line(line)
             operation = self._operations.get(str(request.get("op")))
@@ -83,6 +99,13 @@ class Window:
                     f"A VM has no operation {str(request.get('op'))[:40]!r}; there are "
                     f"{', '.join(self._operations)}."
                 )
-            return {"ok": True, **await operation(request)}
+            answer = await operation(request)
+            return answer if isinstance(answer, Handover) else {"ok": True, **answer}
         except SandboxKernelError as error:
             return failure(error)
+
+
+def _hand_over(writer: asyncio.StreamWriter, answer: Handover) -> None:
+    """Sends the descriptor with the only line that this connection carries, for which there is room."""
+    with answer.connection, socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as peer:
+        socket.send_fds(peer, [to_line({"ok": True})], [answer.connection.fileno()])

@@ -32,7 +32,7 @@ def test_version() -> None:
     assert (result.exit_code, result.output.split()[0]) == (0, "sandbox-kernel,")
 
 
-@pytest.mark.parametrize("command", ["setup", "doctor", "image", "kernelspec", "volume"])
+@pytest.mark.parametrize("command", ["setup", "doctor", "image", "kernelspec", "volume", "cp"])
 def test_every_command_explains_itself(command: str) -> None:
     assert command in run("--help").output
     assert run(command, "--help").exit_code == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_kernel.agent import protocol
+from sandbox_kernel.agent import protocol, tree
 from sandbox_kernel.errors import ConfigurationError, ImageError
 from sandbox_kernel.image import programs
 from sandbox_kernel.image.programs import Program
@@ -99,6 +99,7 @@ def test_the_guest_gets_all_python_files_of_its_folder(tmp_path: Path) -> None:
 def test_the_guest_speaks_the_hosts_version_of_the_agents_protocol() -> None:
     by_name = {program.name: program.content for program in programs.collect()}
     assert by_name["agent_protocol.py"] == Path(protocol.__file__).read_bytes()
+    assert by_name["agent_tree.py"] == Path(tree.__file__).read_bytes()
 
 
 def test_a_guest_without_a_first_program_is_refused(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ NAMES = tuple(sorted(OPERATIONS))
 FIELDS = (
     *("op", "clock", "step", "hostname", "pids", "reserve", "argv", "env", "cwd", "connection"),
     *("configuration", "number", "seconds", "root", "path", "offset", "length", "mode", "key", "a=b"),
-    *("volumes", "serial", "read_only", "port", "network"),
+    *("volumes", "serial", "read_only", "port", "network", "name"),
 )
 CODES = {"unknown", "malformed", "failed", "start", "started", "not started", "no standby"}
 MOST = HEADER.size + MAX_JSON + MAX_PAYLOAD
@@ -157,6 +157,28 @@ class Kernel:
     def signal(self, number: int) -> bool:
         assert 0 <= number <= 64
         return bool(GUEST.fate.below(2))
+
+
+class Copies:
+    """Copies that have ended when they begin."""
+
+    def __init__(self, settings: Settings) -> None:
+        pass
+
+    def pull(self, path: str) -> Copies:
+        assert b"\0" not in os.fsencode(path)
+        GUEST.act(path)
+        return self
+
+    def push(self, path: str, name: str) -> Copies:
+        assert "/" not in name and name not in (".", "..")
+        return self.pull(path)
+
+    def run(self, connection: Connection) -> None:
+        GUEST.act()
+
+    def close(self) -> None:
+        pass
 
 
 class Standby:
@@ -290,6 +312,8 @@ GOOD: tuple[dict[str, object], ...] = (
     {"op": "start", **_ORDER, "volumes": [{"serial": "volume-0", "target": "/data", "read_only": True}]},
     {"op": "freeze"},
     {"op": "connect", "port": 80},
+    {"op": "pull", "path": "a"},
+    {"op": "push", "path": "a", "name": "b"},
 )
 START, EXEC = 3, 11
 
@@ -357,7 +381,16 @@ NOTHING: tuple[tuple[object, dict[str, object]], ...] = (
             "cgroup": GUEST,
         },
     ),
-    (operations, {"files": GUEST, "program": GUEST, "KernelProcess": Kernel, "Ports": lambda: GUEST}),
+    (
+        operations,
+        {
+            "files": GUEST,
+            "program": GUEST,
+            "KernelProcess": Kernel,
+            "Ports": lambda: GUEST,
+            "Copies": Copies,
+        },
+    ),
     (server, {"Incoming": Bounded}),
     (network.Network, {"use": lambda self: GUEST.act()}),
     (volumes.Volumes, {"attach": lambda self, wanted: GUEST.attach(wanted)}),
