@@ -26,7 +26,7 @@ _FORWARDED = 64
 _LONGEST_LINE = 1024
 
 _LINE = re.compile(
-    r"dnsmasq\[\d+\]: (?P<serial>\d+) \S+ (?P<what>query\[[A-Za-z0-9=]{1,20}\]|reply|cached|config|forwarded"
+    r"dnsmasq\[\d+\]: (?:(?P<serial>\d+) \S+ )?(?P<what>query\[[A-Za-z0-9=]{1,20}\]|reply|cached|config|forwarded"
     r"|possible DNS-rebind attack detected:) ?(?P<name>\S*)(?: (?:is|from|to) (?P<value>\S+))?"
 )
 _REBINDING = "possible DNS-rebind attack detected:"
@@ -123,7 +123,12 @@ def read(line: str) -> Said | None:
     found = _LINE.search(line[:_LONGEST_LINE])
     if found is None:
         return None
-    serial, what, name, value = int(found["serial"]), found["what"], found["name"].lower(), found["value"]
+    serial, what, name, value = (
+        int(found["serial"] or 0),
+        found["what"],
+        found["name"].lower(),
+        found["value"],
+    )
     if what == _REBINDING:
         return Said(serial, "rebinding", name)
     if what.startswith("query"):

@@ -4,6 +4,7 @@
     {"cell": code}          → {"ok": what it printed} or {"error": …}
     {"ask": {…}}            what a VM's window is asked for (supervisor/window.py) → {"ok": answer}
     {"log": name}           → {"ok": text of that file among the VM's logs}
+    {"host": expression}    → {"ok": what it is in this program, which is on the world's host}
     {"stop": true}          → {"ok": ""}
 
 An error of any kind is `{"error": class, "message": text}`.
@@ -12,7 +13,9 @@ An error of any kind is `{"error": class, "message": text}`.
 from __future__ import annotations
 
 import json
+import socket
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,8 @@ class Driver:
             self._stack.close()
             self._kernel = None
             return ""
+        if "host" in request:
+            return eval(request["host"], {"driver": self, "listen": listen})
         assert self._kernel is not None
         if "cell" in request:
             return self._kernel.run(request["cell"])
@@ -43,6 +48,20 @@ class Driver:
             vm = self._kernel.manager.provisioner.report["id"]
             return remote.ask(remote.find(vm), request["ask"])
         return Path(self._kernel.manager.provisioner.report["logs"], request["log"]).read_text()
+
+
+def listen(address: str, port: int) -> str:
+    """Has somebody listen on this world's host, who says which port was reached."""
+    listener = socket.create_server((address, port))
+
+    def serve() -> None:
+        while True:
+            connection, _ = listener.accept()
+            connection.sendall(f"the host's {port}".encode())
+            connection.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return address
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ def main(folder: Path) -> None:
                 "--pid-file=",
             ),
             *("--log-queries", f"--log-facility={folder}/dns.log", "--local-ttl=30", "--user=", "--group="),
-            *("--bind-dynamic", "--address=/tunnel.wild.net/151.101.0.7", *records),
+            *("--address=/#/", "--address=/tunnel.wild.net/151.101.0.7", *records),
         ]
     )
     print("ready", flush=True)
