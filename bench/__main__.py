@@ -18,15 +18,16 @@ from rich.progress import Progress
 
 from bench import figures, machine, phases, report
 from bench.figures import Sample
-from bench.kernel import COLD, FIRST, MOUNTED, POOLED, WAYS, KernelTrouble, started, variant
+from bench.kernel import COLD, FIRST, OPEN, POOLED, WAYS, KernelTrouble, started, variant
 from bench.measures import ORDER
 from bench.pool import PoolTrouble
 from sandbox_kernel.errors import SandboxKernelError
 
 _MICROVM = "python3-microvm"
-KERNELS = ("python3", _MICROVM, *(_MICROVM + ending for ending in (FIRST, MOUNTED, POOLED, COLD)))
+KERNELS = ("python3", _MICROVM, *(_MICROVM + ending for ending in (FIRST, OPEN, POOLED, COLD)))
 DEVICE = "vsock-device"
 _DEVICE_PATIENCE = 600.0
+_OF_THE_HOST = ("files", "http")
 _OF_A_START = ("start", "memory-at-ready")
 
 
@@ -53,7 +54,7 @@ class Found:
     "names",
     multiple=True,
     help=f"A kernelspec, with {COLD!r} behind it for a VM that boots, {POOLED!r} for one of a pool, "
-    f"{MOUNTED!r} for one with a directory of the host, "
+    f"{OPEN!r} for one with a directory of the host and a network, "
     f"{FIRST!r} for a client's first one; the first named is the yardstick.",
 )
 @click.option("--repeat", type=click.IntRange(1, 100), default=3, show_default=True, help="Turns per kernel.")
@@ -139,13 +140,13 @@ def _measure(labels: dict[str, str], wanted: Sequence[str], repeat: int) -> Foun
 def _measures_of(name: str, wanted: Sequence[str]) -> list[str]:
     """A VM that booted or waited differs from one that was restored in its start and its memory alone.
 
-    The host's files are measured where the kernel has them.
+    The host's files and servers are measured where the kernel has them.
     """
-    if name.endswith(MOUNTED):
-        return [measure for measure in wanted if measure in (*_OF_A_START, "files")]
+    if name.endswith(OPEN):
+        return [measure for measure in wanted if measure in (*_OF_A_START, *_OF_THE_HOST)]
     if name.endswith(tuple(WAYS)):
         return [measure for measure in wanted if measure in _OF_A_START]
-    return [measure for measure in wanted if measure != "files" or name != _MICROVM]
+    return [measure for measure in wanted if measure not in _OF_THE_HOST or name != _MICROVM]
 
 
 def _device() -> dict[str, Any]:

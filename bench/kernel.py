@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,15 +28,17 @@ DEADLINE = 120.0
 COLD = ", cold"
 POOLED = ", pooled"
 FIRST = ", first"
-MOUNTED = ", mounted"
-WAYS = {COLD: "cold", POOLED: "pooled", FIRST: "first", MOUNTED: "mounted"}
+OPEN = ", with files and network"
+WAYS = {COLD: "cold", POOLED: "pooled", FIRST: "first", OPEN: "open"}
 """How a VM starts, by what is put behind the kernelspec's name.
 
 Without, it is restored from a template, for a client that has started one before (supervisor/nursery.py);
-`MOUNTED` is the same with `Turn.folder` mounted.
+`OPEN` is the same with `Turn.folder` mounted and a network through which `Turn.server` is reached.
 """
 START = "SANDBOX_KERNEL_START"
 MOUNTS = "SANDBOX_KERNEL_MOUNTS"
+NETWORK = "SANDBOX_KERNEL_NETWORK"
+SERVICES = "SANDBOX_KERNEL_HOST_SERVICES"
 _FIXES = {
     "cold": "the kernelspec must not set start",
     "restored": "`sandbox-kernel template build` makes the template",
@@ -55,6 +58,7 @@ class Turn:
         manager: started.
         client: its channels are open.
         folder: a directory of the host for this turn; a VM has it at the same path if it has it mounted.
+        server: `host:port` of a web server of the host, as the kernel has to name it, which serves `folder`.
         began: `time.monotonic()` just before the start.
         first_reply: seconds from there to the first `kernel_info_reply`.
         ready: seconds from there to the end of `wait_for_ready`, which ends with 0.2 s of quiet on iopub.
@@ -63,6 +67,7 @@ class Turn:
     manager: KernelManager
     client: BlockingKernelClient
     folder: Path
+    server: str
     began: float
     first_reply: float = 0.0
     ready: float = 0.0
@@ -167,24 +172,27 @@ def started(name: str) -> Iterator[Turn]:
         stack.enter_context(pool.no_pool())
         stack.enter_context(pool.environment({START: "cold" if way == "cold" else "auto"}))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        if way == "mounted":
-            stack.enter_context(pool.environment({MOUNTS: f"{folder}:{folder}:rw"}))
+        port = stack.enter_context(_web_server(folder))
+        if way == "open":
+            given = {MOUNTS: f"{folder}:{folder}:rw", NETWORK: "allowlist", SERVICES: str(port)}
+            stack.enter_context(pool.environment(given))
+        server = f"{'host.internal' if way == 'open' else '127.0.0.1'}:{port}"
         if way == "pooled":
             stack.enter_context(pool.running(kernelspec))
         stack.callback(nursery.close)
-        if way in ("restored", "mounted") and _in_a_vm(manager):
+        if way in ("restored", "open") and _in_a_vm(manager):
             nursery.warm(spec_of(kernelspec))
         began = time.monotonic()
         manager.start_kernel(stderr=subprocess.DEVNULL)  # a plain kernel's warnings would break the table
         client = manager.blocking_client()
-        turn = Turn(manager, client, folder, began)
+        turn = Turn(manager, client, folder, server, began)
         try:
             client.start_channels()
             client.kernel_info(reply=True, timeout=DEADLINE)
             turn.first_reply = time.monotonic() - began
             client.wait_for_ready(timeout=DEADLINE)
             turn.ready = time.monotonic() - began
-            expect(turn.report, "restored" if way in ("first", "mounted") else way)
+            expect(turn.report, "restored" if way in ("first", "open") else way)
             if _in_a_vm(manager):
                 _settle(spec_of(kernelspec))
             yield turn
@@ -192,6 +200,31 @@ def started(name: str) -> Iterator[Turn]:
             client.stop_channels()
             if not turn.over:
                 manager.shutdown_kernel(now=True)
+
+
+@contextmanager
+def _web_server(folder: Path) -> Iterator[int]:
+    """A web server of `folder` on the host's loopback, in a process of its own; its port."""
+    words = [
+        sys.executable,
+        "-u",
+        "-m",
+        "http.server",
+        "--bind",
+        "127.0.0.1",
+        "--directory",
+        str(folder),
+        "0",
+    ]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert server.stdout is not None
+        yield int(server.stdout.readline().split("port ")[1].split()[0])
+    finally:
+        server.kill()
+        server.wait()
+        if server.stdout is not None:
+            server.stdout.close()
 
 
 def traced(manager: KernelManager) -> dict[str, float]:

@@ -22,6 +22,8 @@ _STDOUT_LINES = "for _ in range(20_000): print('x' * 999)"
 _STDOUT_BLOCKS = "for _ in range(20): print('x' * 999_999)"
 _FILE_BYTES = 32_000_000
 _FILES = 200
+_BODY = 20_000_000
+_REQUESTS = 50
 _LARGE = {
     "write 32 MB into one file": "with open(folder + '/large', 'wb') as file: file.write(block)",
     "read it": "with open(folder + '/large', 'rb') as file: assert len(file.read()) == len(block)",
@@ -99,6 +101,20 @@ def files(turn: Turn) -> list[Sample]:
     return found
 
 
+def http(turn: Turn) -> list[Sample]:
+    """HTTP to a server of the host: a large body, and many small ones with a connection each."""
+    (turn.folder / "body").write_bytes(bytes(_BODY))
+    (turn.folder / "piece").write_bytes(bytes(1000))
+    _timed(turn, f"from urllib.request import urlopen\nplace = 'http://{turn.server}/'")
+    _timed(turn, "urlopen(place + 'piece').read()")
+    large = _timed(turn, f"assert len(urlopen(place + 'body').read()) == {_BODY}")
+    small = _timed(turn, f"for _ in range({_REQUESTS}): assert len(urlopen(place + 'piece').read()) == 1000")
+    return [
+        Sample("HTTP, a body of 20 MB", "s", (large,)),
+        Sample(f"HTTP, {_REQUESTS} requests", "s", (small,)),
+    ]
+
+
 def interrupt(turn: Turn) -> list[Sample]:
     """From `interrupt_kernel` to the cell's reply, while a cell floods stdout and the client reads."""
     request = turn.send("while True: print('x' * 100)")
@@ -137,6 +153,7 @@ ORDER: dict[str, Callable[[Turn], list[Sample]]] = {
     "stdout-blocks": stdout_blocks,
     "display": display,
     "files": files,
+    "http": http,
     "interrupt": interrupt,
     "shut-down": shut_down,
 }

@@ -44,6 +44,8 @@ _STATS: Sequence[Column] = (
     ("DISK", lambda vm: _of(vm, "disk_used", "disk_size")),
     ("READ", lambda vm: _disk(vm, "read")),
     ("WRITTEN", lambda vm: _disk(vm, "written")),
+    ("RECEIVED", lambda vm: _network(vm, "received")),
+    ("SENT", lambda vm: _network(vm, "sent")),
     ("PROCESSES", lambda vm: str(vm["guest"]["pids_current"]) if vm["guest"] else "?"),
     ("CELLS", lambda vm: str(vm["cells"])),
 )
@@ -141,3 +143,7 @@ def _of(vm: Row, name: str, limit: str = "") -> str:
 
 def _disk(vm: Row, name: str) -> str:
     return f"{vm['disk'][name] / _MIB:.1f} MiB" if vm["disk"] else "?"
+
+
+def _network(vm: Row, name: str) -> str:
+    return f"{vm['network'][name] / _MIB:.1f} MiB" if vm["network"] else "none"

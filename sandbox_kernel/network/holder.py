@@ -132,8 +132,7 @@ class Holder:
     def _start_resolver(self, argv: list[str]) -> int:
         """Starts it, in place of any before; the reading end of its log."""
         if self._resolver is not None:
-            self._resolver.kill()
-            self._resolver.wait()
+            self._end_resolver(self._resolver)
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
             self._resolver = subprocess.Popen(
@@ -146,6 +145,18 @@ class Holder:
         finally:
             os.close(writer)
         return reader
+
+    def _end_resolver(self, jail: subprocess.Popen[bytes]) -> None:
+        """Ends a resolver; returns when its port is free: the jail's process ends after all that is in it."""
+        children = Path(f"/proc/{jail.pid}/task/{jail.pid}/children")
+        with suppress(OSError):
+            for pid in map(int, children.read_text().split()):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            jail.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            jail.kill()
+            jail.wait()
 
     def _limit(self, rate: int) -> None:
         """Bounds what passes to the guest, and from it, once the uplink is there."""

@@ -13,6 +13,7 @@ from sandbox_kernel.network.ruleset import (
     ASKED_TOO_MUCH,
     CROWDED,
     DENIED,
+    INVALID,
     LOOPING,
     OTHER_DNS,
     PRIVATE,
@@ -30,6 +31,7 @@ _MOST = 256
 """Places that are remembered of one cell."""
 
 _REASONS = {
+    INVALID: "it is part of no connection, and begins none",
     SPOOFED: "it did not come from the guest's own address",
     LOOPING: "nothing of the host is to be reached there; name a port in `host_services`",
     OTHER_DNS: "the only DNS server is the one in /etc/resolv.conf",

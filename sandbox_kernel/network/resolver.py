@@ -26,7 +26,8 @@ _FORWARDED = 64
 _LONGEST_LINE = 1024
 
 _LINE = re.compile(
-    r"dnsmasq\[\d+\]: (?:(?P<serial>\d+) \S+ )?(?P<what>query\[[A-Za-z0-9=]{1,20}\]|reply|cached|config|forwarded"
+    r"dnsmasq\[\d+\]: (?:(?P<serial>\d+) \S+ )?"
+    r"(?P<what>query\[[A-Za-z0-9=]{1,20}\]|reply|cached|config|forwarded"
     r"|possible DNS-rebind attack detected:) ?(?P<name>\S*)(?: (?:is|from|to) (?P<value>\S+))?"
 )
 _REBINDING = "possible DNS-rebind attack detected:"
@@ -76,7 +77,7 @@ def command(dnsmasq: Path, policy: Policy, upstream: str = V4.dns) -> list[str]:
 
 def _names(policy: Policy, upstream: str) -> Iterator[str]:
     """Which names are asked for where, the most particular first, and whose addresses go into which sets."""
-    if policy.mode == "allowlist":
+    if policy.mode in ("none", "allowlist"):
         yield "--address=/#/"
         exact = {rule.domain for rule in policy.allow if rule.domain and not rule.below}
         below = {rule.domain for rule in policy.allow if rule.domain and rule.below}
@@ -106,7 +107,7 @@ def _names(policy: Policy, upstream: str) -> Iterator[str]:
 def _may_be_asked(policy: Policy, name: str) -> bool:
     if any(rule.names(name) for rule in policy.deny):
         return False
-    return policy.mode != "allowlist" or any(rule.names(name) for rule in policy.allow)
+    return policy.mode not in ("none", "allowlist") or any(rule.names(name) for rule in policy.allow)
 
 
 def sets_of(policy: Policy, name: str, version: int) -> list[str]:

@@ -20,7 +20,8 @@ SNAP = 128
 LIFE = 90
 """Seconds that an address may be reached after its name was last resolved."""
 
-SPOOFED, LOOPING, OTHER_DNS, DENIED, CROWDED, PRIVATE, UNLISTED, ASKED_TOO_MUCH = (
+INVALID, SPOOFED, LOOPING, OTHER_DNS, DENIED, CROWDED, PRIVATE, UNLISTED, ASKED_TOO_MUCH = (
+    "invalid",
     "spoofed",
     "gateway",
     "other-dns",
@@ -123,8 +124,8 @@ def _input() -> Iterator[str]:
     """What the guest may want of the namespace itself: DNS."""
     yield "  chain input { type filter hook input priority 0; policy drop;"
     yield f'    iifname "{UPLINK}" ct state established,related accept'
-    yield f'    iifname != "{TAP}" drop'
     yield "    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
+    yield f'    iifname != "{TAP}" drop'
     for family, word in ((V4, "ip"), (V6, "ip6")):
         to = f"{word} daddr {family.gateway}"
         yield f"    {to} udp dport 53 {_QUESTIONS} accept"
@@ -152,6 +153,7 @@ def _forward(policy: Policy, generation: int) -> Iterator[str]:
     yield "  chain forward { type filter hook forward priority 0; policy drop;"
     yield f"    ct state established,related ct mark {generation} accept"
     yield f'    iifname != "{TAP}" drop'
+    yield f"    ct state invalid {_note(INVALID)}"
     yield "    ct state invalid drop"
     yield "    jump judge"
     yield from _refuse(UNLISTED)

@@ -234,6 +234,7 @@ class Supervisor:
             memory=host.memory,
             memory_peak=host.peak,
             disk=disk,
+            network=await usage.of_network(self._network),
             guest=guest,
             limits={name: getattr(spec, name) for name in LIMITS},
             exposed=self._exposed(),
@@ -308,7 +309,12 @@ class Supervisor:
         now = {name: getattr(launched.spec, name) for name in _POLICY}
         if given:
             caps = {"max_network": launched.max_network or None}
-            spec = resolve([("the request", {**now, **given})], caps)
+            services = (
+                {} if given.get("network") == "none" else {"host_services": launched.spec.host_services}
+            )
+            if given.get("network") == "none":
+                given = {"network_allow": (), **given}
+            spec = resolve([("the request", {**now, **given, **services})], caps)
             await self._network.apply(spec.policy)
             changed = {name: getattr(spec, name) for name in _POLICY}
             launched = self._request = replace(launched, spec=replace(launched.spec, **changed))

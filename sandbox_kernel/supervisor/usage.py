@@ -1,6 +1,6 @@
 """What one VM uses, as the host counts it and as its guest does; the guest's figures are its own word.
 
-    host    CPU seconds and memory of QEMU, bytes read and written on its disks, cells, uptime
+    host    CPU seconds and memory of QEMU, bytes over disks and network, cells, uptime
     guest   CPU seconds, memory and processes of the kernel's cgroup, the disk where its home is
 
 No figure waits for long: where QEMU or the guest does not answer, its part is missing.
@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sandbox_kernel.agent.client import Status
 from sandbox_kernel.errors import GuestProtocolError, SandboxKernelError
 from sandbox_kernel.machine import footprint
 from sandbox_kernel.machine.machine import Machine
+
+if TYPE_CHECKING:
+    from sandbox_kernel.network.network import Network
 
 _PATIENCE = 2.0
 
@@ -26,6 +29,14 @@ class Disk:
 
     read: int
     written: int
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that the guest has received over its network, and sent."""
+
+    received: int
+    sent: int
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Usage:
         memory: bytes of the host's memory that QEMU has for itself.
         memory_peak: bytes; the most that QEMU had in RAM, what it shares with a template included.
         disk: what went to and from the disks; None where QEMU does not answer.
-        network: bytes to and from the network; there is none.
+        network: what went over its network; None without one.
         guest: the guest's own figures; None where it does not answer.
         limits: of the VM, by the names of the configuration.
         exposed: its exposed ports, each with `port` of the guest and `address` on the host.
@@ -64,7 +75,7 @@ class Usage:
     disk: Disk | None
     guest: Status | None
     limits: dict[str, Any]
-    network: int = field(default=0)
+    network: Traffic | None = None
     exposed: list[dict[str, int | str]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,6 +108,17 @@ async def of_disk(machine: Machine) -> Disk | None:
         async with asyncio.timeout(_PATIENCE):
             return Disk(*await machine.disk_bytes())
     except (OSError, TimeoutError, SandboxKernelError):
+        return None
+
+
+async def of_network(network: Network | None) -> Traffic | None:
+    """What the guest's link has counted."""
+    if network is None:
+        return None
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return Traffic(*await network.counters())
+    except (TimeoutError, SandboxKernelError):
         return None
 
 

@@ -103,7 +103,7 @@ class World:
 
     def as_root(self, script: str) -> str:
         """What a script prints that root runs in the guest."""
-        return self.run(
+        said = self.run(
             f"""
             import os, time
             with open('/tmp/draft', 'w') as file: file.write({textwrap.dedent(script)!r})
@@ -114,6 +114,7 @@ class World:
             print(open('/tmp/root.out').read(), end='')
             """
         )
+        return "\n".join(line for line in said.splitlines() if not line.startswith("[sandbox-kernel]"))
 
     def policy(self, mode: str, allow: tuple[str, ...] = (), deny: tuple[str, ...] = (), **more: Any) -> Any:
         """Has another policy hold."""
@@ -126,6 +127,15 @@ class World:
     def host(self, code: str) -> Any:
         """What an expression is on the host of this world."""
         return self._say(host=code)
+
+    def command(self, name: str, *arguments: str) -> str:
+        """What `sandbox-kernel NAME VM ARGUMENTS` prints."""
+        said: str = self._say(command=[name, *arguments])
+        return said
+
+    def stop(self) -> None:
+        """Ends the kernel."""
+        self._say(stop=True)
 
     def refusals(self) -> list[dict[str, Any]]:
         """All that was noted so far."""

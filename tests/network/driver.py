@@ -1,8 +1,9 @@
 """Drives one kernel in the tests' world: a JSON object a line in, one out.
 
-    {"start": {…}}          a kernel with this configuration → {"ok": VM}
+    {"start": {…}}          a kernel with this configuration, `max_network` the administrator's → {"ok": VM}
     {"cell": code}          → {"ok": what it printed} or {"error": …}
     {"ask": {…}}            what a VM's window is asked for (supervisor/window.py) → {"ok": answer}
+    {"command": [name, …]}  → {"ok": what `sandbox-kernel NAME VM …` prints}
     {"log": name}           → {"ok": text of that file among the VM's logs}
     {"host": expression}    → {"ok": what it is in this program, which is on the world's host}
     {"stop": true}          → {"ok": ""}
@@ -13,7 +14,9 @@ An error of any kind is `{"error": class, "message": text}`.
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
 import sys
 import threading
 from contextlib import ExitStack
@@ -33,6 +36,8 @@ class Driver:
 
     def answer(self, request: dict[str, Any]) -> Any:
         if "start" in request:
+            widest = request["start"].pop("max_network", "")
+            os.environ["SANDBOX_KERNEL_MAX_NETWORK"] = widest or "full"
             self._kernel = self._stack.enter_context(microvm(**request["start"]))
             return self._kernel.manager.provisioner.report["id"]
         if "stop" in request:
@@ -44,8 +49,12 @@ class Driver:
         assert self._kernel is not None
         if "cell" in request:
             return self._kernel.run(request["cell"])
+        vm = self._kernel.manager.provisioner.report["id"]
+        if "command" in request:
+            name, *arguments = request["command"]
+            words = [sys.executable, "-m", "sandbox_kernel.cli.main", name, vm, *arguments]
+            return subprocess.run(words, capture_output=True, text=True, check=True).stdout
         if "ask" in request:
-            vm = self._kernel.manager.provisioner.report["id"]
             return remote.ask(remote.find(vm), request["ask"])
         return Path(self._kernel.manager.provisioner.report["logs"], request["log"]).read_text()
 

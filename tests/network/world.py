@@ -63,6 +63,7 @@ echo 0 > /proc/sys/net/ipv6/conf/i0/accept_dad
 ip addr add {_INTERNET}/24 dev i0
 ip addr add {_INTERNET6}/64 dev i0 nodad
 ip link set i0 up
+ip addr add {DNS}/32 dev lo
 ip route add local 0.0.0.0/1 dev lo
 ip route add local 128.0.0.0/1 dev lo
 ip -6 route add local 2000::/3 dev lo

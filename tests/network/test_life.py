@@ -1,0 +1,103 @@
+"""A VM's network begins and ends with it, says why when it ends before, and is not there by default."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+
+from tests.microvm import until
+from tests.network.conftest import World
+from tests.vm.conftest import LIMIT
+
+PARTS = ("sandbox_kernel.network.holder", "slirp4netns", "dnsmasq --no-daemon")
+
+
+@pytest.fixture(scope="module")
+def restored(place: World) -> World:
+    """A restored kernel with an allowlist, in place of the attacker's."""
+    place.start(network="allowlist", network_allow=["example.org"])
+    return place
+
+
+def parts(supervisor: int) -> dict[str, psutil.Process]:
+    """The processes of a VM's network."""
+    found = {}
+    for process in psutil.Process(supervisor).children(recursive=True):
+        command = " ".join(process.cmdline())
+        for part in PARTS:
+            if part in command and "bwrap" not in command.split()[0] and "prlimit" not in command.split()[0]:
+                found[part] = process
+    return found
+
+
+def supervisor_of(world: World) -> int:
+    pid: int = world.ask(op="usage")["usage"]["supervisor"]
+    return pid
+
+
+def test_a_restored_kernel_has_the_network_from_its_first_cell_on(restored: World) -> None:
+    assert restored.value("reach('example.org', 443)") == "93.184.216.34 443"
+    assert restored.ask(op="usage")["usage"]["start"] == "restored"
+
+
+def test_the_command_shows_policy_and_refusals_and_changes_them(restored: World) -> None:
+    assert restored.value("look_up('other.org')") == "gaierror"
+    shown = restored.command("logs", "--network")
+    assert "other.org" in shown
+    assert "no rule allows this name" in shown
+    assert "network_allow        example.org other.org" in restored.command("network", "--allow", "other.org")
+    assert restored.value("reach('other.org', 443)") == "93.184.216.99 443"
+    restored.command("network", "--forget", "other.org")
+    assert restored.value("look_up('other.org')") == "gaierror"
+
+
+def test_usage_tells_what_passed(restored: World) -> None:
+    before = restored.ask(op="usage")["usage"]["network"]
+    restored.value("len(__import__('urllib.request').request.urlopen('http://example.org/500000').read())")
+    after = restored.ask(op="usage")["usage"]["network"]
+    assert after["received"] - before["received"] > 500_000
+    assert after["sent"] > before["sent"]
+
+
+def test_a_resolver_or_an_uplink_that_ends_is_told_and_lets_nothing_through(restored: World) -> None:
+    found = parts(supervisor_of(restored))
+    assert set(found) == set(PARTS)
+    found["dnsmasq --no-daemon"].kill()
+    assert until(lambda: "DNS server has ended" in restored.run("pass"), LIMIT)
+    found["slirp4netns"].kill()
+    assert until(lambda: "network has ended (the uplink" in restored.run("pass"), LIMIT)
+    assert restored.value("reach('93.184.216.34', 443, 3)") in ("TimeoutError", "OSError")
+    assert restored.value("1 + 1") == 2
+
+
+def test_nothing_of_a_network_outlives_a_supervisor_that_is_killed(restored: World) -> None:
+    restored.start(network="public")
+    supervisor = supervisor_of(restored)
+    found = parts(supervisor)
+    assert set(found) == set(PARTS)
+    psutil.Process(supervisor).kill()
+    assert until(lambda: not any(process.is_running() for process in found.values()), LIMIT)
+
+
+def test_nothing_of_a_network_outlives_an_orderly_end(restored: World) -> None:
+    restored.start(network="full")
+    found = parts(supervisor_of(restored))
+    assert set(found) == set(PARTS)
+    restored.stop()
+    assert until(lambda: not any(process.is_running() for process in found.values()), LIMIT)
+
+
+def test_by_default_there_is_no_device(place: World) -> None:
+    place.start()
+    assert place.value("__import__('os').listdir('/sys/class/net')") == ["lo"]
+    assert place.value("reach('93.184.216.34', 443)") == "OSError"
+    with pytest.raises(RuntimeError, match="This VM has no network device; start the kernel with `network`"):
+        place.policy("full")
+
+
+def test_an_administrators_widest_policy_binds_kernelspec_and_running_kernel(place: World) -> None:
+    with pytest.raises(RuntimeError, match="over the administrator's limit max_network = allowlist"):
+        place.start(network="public", max_network="allowlist")
+    place.start(network="allowlist", max_network="allowlist")
+    with pytest.raises(RuntimeError, match="over the administrator's limit max_network = allowlist"):
+        place.policy("full")
