@@ -63,6 +63,7 @@ class World:
 
     def __init__(self, folder: Path, user: str) -> None:
         self.folder, self.user = folder, user
+        self.config: dict[str, Any] | None = None
         rights = ["--user", "--map-root-user"] if os.getuid() else []
         self._process = subprocess.Popen(
             [
@@ -87,8 +88,10 @@ class World:
     def start(self, **config: Any) -> str:
         """Starts a kernel, in place of any before; its VM."""
         self._say(stop=True)
+        self.config = None
         vm: str = self._say(start=config)
         self._say(cell=_HELPERS)
+        self.config = config
         return vm
 
     def run(self, cell: str) -> str:
@@ -168,7 +171,15 @@ def place(
 
 
 @pytest.fixture(scope="session")
-def world(place: World) -> World:
-    """The world, with a kernel whose root is an attacker, too, and whose policy each test sets."""
-    place.start(image=image.ensure(), network="allowlist", host_services=["7001:7000"], memory=512)
+def adversary(installed: None) -> str:
+    """The image whose root is an attacker, too."""
+    return image.ensure()
+
+
+@pytest.fixture
+def world(place: World, adversary: str) -> World:
+    """The world, with a kernel of that image, the same for all tests; each sets its policy."""
+    config = {"image": adversary, "network": "allowlist", "host_services": ["7001:7000"], "memory": 512}
+    if place.config != config:
+        place.start(**config)
     return place
