@@ -1,4 +1,4 @@
-"""What docs/network.md says of its commands, each run as it stands there, by an ordinary user of the world."""
+"""What docs/network.md says of its commands, each run as it stands there, by the world's ordinary user."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def promised(mode: str) -> dict[str, str]:
     head, _, *body = [
         [cell.strip(" `") for cell in line.strip("|").split("|")]
         for line in DOCUMENT.splitlines()
-        if line.startswith(("| | `none`", "| pypi", "| files", "| example", "| 10.", "| --- | --- | --- | --- |"))
+        if line.startswith(
+            ("| | `none`", "| pypi", "| files", "| example", "| 10.", "| --- | --- | --- | --- |")
+        )
     ]
     return {row[0]: row[head.index(mode)] for row in body}
 
@@ -43,7 +45,9 @@ def user(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 def type_in(world: World, command: str) -> str:
     """What it says; the environment's programs are found first."""
-    return world.shell(f"cd '{ROOT}' && {command}", PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    return world.shell(
+        f"cd '{ROOT}' && {command}", PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    )
 
 
 def test_the_notebook_is_the_cell_that_the_document_shows() -> None:

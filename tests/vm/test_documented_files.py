@@ -84,6 +84,6 @@ def test_the_commands_for_volumes_do_what_the_document_says(
     create, show, remove = VOLUMES.splitlines()
     type_in(create, folder)
     assert "results" in type_in(show, folder)
-    assert os.stat(VolumeStore().directory / "results").st_size == 2048 << 20
+    assert (VolumeStore().directory / "results").stat().st_size == 2048 << 20
     type_in(remove, folder)
     assert "results" not in type_in(show, folder)
