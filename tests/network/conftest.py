@@ -140,6 +140,11 @@ class World:
         """Ends the kernel."""
         self._say(stop=True)
 
+    def shell(self, command: str, **environment: str) -> str:
+        """What a command says that the world's user types, with these variables beside the others."""
+        text: str = self._say(shell=command, environment=environment)
+        return text
+
     def refusals(self) -> list[dict[str, Any]]:
         """All that was noted so far."""
         return [json.loads(line) for line in self._say(log="network.log").splitlines()]

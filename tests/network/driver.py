@@ -6,6 +6,8 @@
     {"command": [name, …]}  → {"ok": what `sandbox-kernel NAME VM …` prints}
     {"log": name}           → {"ok": text of that file among the VM's logs}
     {"host": expression}    → {"ok": what it is in this program, which is on the world's host}
+    {"shell": command, "environment": {…}}
+                            → {"ok": what the command says on standard output} or {"error": …}
     {"stop": true}          → {"ok": ""}
 
 An error of any kind is `{"error": class, "message": text}`.
@@ -25,6 +27,9 @@ from typing import Any
 
 from sandbox_kernel.supervisor import remote
 from tests.microvm import Kernel, microvm
+
+_PATIENCE = 300.0
+"""Seconds that a command may take which starts a kernel, on a busy machine."""
 
 
 class Driver:
@@ -46,6 +51,8 @@ class Driver:
             return ""
         if "host" in request:
             return eval(request["host"], {"driver": self, "listen": listen})
+        if "shell" in request:
+            return shell(request["shell"], request["environment"])
         assert self._kernel is not None
         if "cell" in request:
             return self._kernel.run(request["cell"])
@@ -57,6 +64,22 @@ class Driver:
         if "ask" in request:
             return remote.ask(remote.find(vm), request["ask"])
         return Path(self._kernel.manager.provisioner.report["logs"], request["log"]).read_text()
+
+
+def shell(command: str, environment: dict[str, str]) -> str:
+    """What a user's command says on this world's host; it must succeed."""
+    done = subprocess.run(
+        ["sh", "-c", command],
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,  # this program's own is the conversation
+        capture_output=True,
+        text=True,
+        timeout=_PATIENCE,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{command} ended with status {done.returncode}: {done.stderr[-2000:]}")
+    return done.stdout
 
 
 def listen(address: str, port: int) -> str:

@@ -29,6 +29,8 @@ NAMES = {
     "rebound.wild.net": ("169.254.169.254", ""),
     "loop.wild.net": ("127.0.0.1", ""),
     "bad.org": ("93.184.216.66", ""),
+    "pypi.org": ("151.101.64.223", ""),
+    "files.pythonhosted.org": ("151.101.65.63", ""),
 }
 PAGE = b"x" * 1000
 
