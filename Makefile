@@ -55,7 +55,7 @@ unit: setup
 	$(BIN)/python -m pytest tests/unit tests/relay tests/fuzz tests/files
 
 vm: setup
-	$(BIN)/python -m pytest tests/vm
+	$(BIN)/python -m pytest tests/vm tests/network
 
 conformance: setup
 	$(BIN)/python -m tests.conformance

@@ -30,6 +30,8 @@ def network(
             name: [rule for rule in dict.fromkeys((*now[name], *more)) if rule not in forget]
             for name, more in (("network_allow", allow), ("network_deny", deny))
         }
+        if mode == "none":
+            rules = {}  # none may be left then, of those that allow
         now = ask(window, {"op": "network", "network": mode, **rules})["network"]
     for name, value in now.items():
         click.echo(f"{name:20} {' '.join(value) if isinstance(value, list) else value}")

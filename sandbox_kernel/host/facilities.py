@@ -26,6 +26,7 @@ _MEMORY = 1536
 """MiB that the default VM takes with everything around it."""
 _APPARMOR = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
 _CLONE = Path("/proc/sys/kernel/unprivileged_userns_clone")
+_TUN = "/dev/net/tun"
 
 
 def processor() -> Finding:
@@ -79,6 +80,17 @@ def vhost_vsock() -> Finding:
     return Finding(
         "/dev/vhost-vsock (faster channels)", not missing, False, missing or "usable", fix if missing else ""
     )
+
+
+def tap() -> Finding:
+    """The device by which VMs get a network; kernels without one do without it."""
+    fix = f"run `sudo modprobe tun` and let the user open {_TUN} (mode 0666, as udev has it)"
+    name = f"{_TUN} (kernels with a network)"
+    try:
+        os.close(os.open(_TUN, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return Finding(name, False, False, str(error.strerror), fix)
+    return Finding(name, True, False, "usable")
 
 
 def control_group() -> Finding:

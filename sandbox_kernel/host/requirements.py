@@ -29,6 +29,7 @@ def check_host() -> list[Finding]:
             facilities.user_namespaces,
             facilities.subordinate_ids,
             facilities.vhost_vsock,
+            facilities.tap,
             facilities.control_group,
             facilities.disk,
             facilities.memory,

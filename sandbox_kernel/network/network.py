@@ -17,6 +17,7 @@ from sandbox_kernel.jail.cgroup import Cgroup
 from sandbox_kernel.network import nflog, resolver
 from sandbox_kernel.network.addresses import GUEST_MAC
 from sandbox_kernel.network.namespace import Namespace
+from sandbox_kernel.network.own_addresses import own_addresses
 from sandbox_kernel.network.refusals import Refusals
 from sandbox_kernel.network.ruleset import refresh, ruleset
 from sandbox_kernel.policy import Policy
@@ -149,7 +150,7 @@ class Network:
 
     async def _filter(self, policy: Policy = _CLOSED) -> None:
         self._generation += 1
-        await self._namespace.ask("rules", text=ruleset(policy, self._generation))
+        await self._namespace.ask("rules", text=ruleset(policy, self._generation, own_addresses()))
         self.policy = self._refusals.policy = policy
         self._refreshed.clear()
 

@@ -7,7 +7,7 @@ name has is not known here: each rule with a name has sets that the resolver fil
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sandbox_kernel.network.addresses import GUEST_MAC, TAP, UPLINK, V4, V6
 from sandbox_kernel.policy import Policy, Rule
@@ -57,14 +57,15 @@ def set_name(number: int, version: int) -> str:
     return f"n{number}v{version}"
 
 
-def ruleset(policy: Policy, generation: int) -> str:
+def ruleset(policy: Policy, generation: int, own: Sequence[str] = ()) -> str:
     """The whole of the filter, in place of any before.
 
     Args:
         policy: what may pass.
         generation: mark of the connections that it lets in, from 1 on, another one for each policy.
+        own: the host's own addresses, which no policy lets through.
     """
-    return "\n".join(_lines(policy, generation)) + "\n"
+    return "\n".join(_lines(policy, generation, own)) + "\n"
 
 
 def refresh(elements: dict[str, set[str]]) -> str:
@@ -81,7 +82,7 @@ def refresh(elements: dict[str, set[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _lines(policy: Policy, generation: int) -> Iterator[str]:
+def _lines(policy: Policy, generation: int, own: Sequence[str]) -> Iterator[str]:
     # What is added first is there to be deleted, so that the whole is one transaction in every case.
     yield f"table inet {TABLE} {{}}"
     yield f"delete table inet {TABLE}"
@@ -102,7 +103,7 @@ def _lines(policy: Policy, generation: int) -> Iterator[str]:
     yield from _guard()
     yield from _input()
     yield from _output()
-    yield from _forward(policy, generation)
+    yield from _forward(policy, generation, own)
     yield from _nat(policy)
     yield "}"
 
@@ -149,7 +150,7 @@ def _output() -> Iterator[str]:
     yield "  }"
 
 
-def _forward(policy: Policy, generation: int) -> Iterator[str]:
+def _forward(policy: Policy, generation: int, own: Sequence[str]) -> Iterator[str]:
     yield "  chain forward { type filter hook forward priority 0; policy drop;"
     yield f"    ct state established,related ct mark {generation} accept"
     yield f'    iifname != "{TAP}" drop'
@@ -173,6 +174,10 @@ def _forward(policy: Policy, generation: int) -> Iterator[str]:
         near = f"{family.gateway}/{family.prefix}"
         for network in (family.uplink, near):
             yield from (f"    {word} daddr {network} {line.strip()}" for line in _refuse(LOOPING))
+    for word, sign in (("ip", "."), ("ip6", ":")):
+        if addresses := tuple(address for address in own if sign in address):
+            match = f"{word} daddr {_list(addresses)}"
+            yield from (f"    {match} {line.strip()}" for line in _refuse(LOOPING))
     for number, rule in enumerate(policy.deny):
         if rule.network is not None:
             for match in _matches(rule, number):

@@ -305,7 +305,7 @@ class MicroVMProvisioner(KernelProvisionerBase):
         caps = from_environment(os.environ, tuple(CAPS)) | {
             name: getattr(self, name) for name in CAPS if getattr(self, name) is not None
         }
-        self._max_network = str(caps.get("max_network") or "")
+        self._network_caps = {name: cap for name, cap in caps.items() if name.startswith("max_network")}
         return resolve(
             [
                 (
@@ -365,7 +365,7 @@ class MicroVMProvisioner(KernelProvisionerBase):
             notice=self._notice(),
             kernel=name,
             mount_roots=self._mount_roots,
-            max_network=self._max_network,
+            network_caps=self._network_caps,
             max_expose=self._max_expose,
         )
         pooled = await in_thread(take, self._spec)

@@ -53,7 +53,7 @@ class LaunchRequest:
         notice: a sentence that the first cell's output begins with; empty for none.
         kernel: the kernelspec's name, for people.
         mount_roots: what the administrator lets be mounted (mount.py, `check`); None: anything.
-        max_network: the widest policy that the administrator allows; empty: any.
+        network_caps: the administrator's caps on what of the network can be changed later, by their names.
         max_expose: how many ports the administrator lets be exposed; None: any number.
     """
 
@@ -67,7 +67,7 @@ class LaunchRequest:
     notice: str = ""
     kernel: str = ""
     mount_roots: tuple[str, ...] | None = None
-    max_network: str = ""
+    network_caps: Mapping[str, Any] = field(default_factory=dict)
     max_expose: int | None = None
 
     def to_line(self) -> bytes:
@@ -95,7 +95,7 @@ class LaunchRequest:
                 notice=str(message["notice"]),
                 kernel=str(message["kernel"]),
                 mount_roots=None if roots is None else tuple(map(str, roots)),
-                max_network=str(message["max_network"]),
+                network_caps=dict(message["network_caps"]),
                 max_expose=None if most_exposed is None else int(most_exposed),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -308,13 +308,12 @@ class Supervisor:
         given = {name: request[name] for name in _POLICY if request.get(name) is not None}
         now = {name: getattr(launched.spec, name) for name in _POLICY}
         if given:
-            caps = {"max_network": launched.max_network or None}
             services = (
                 {} if given.get("network") == "none" else {"host_services": launched.spec.host_services}
             )
             if given.get("network") == "none":
                 given = {"network_allow": (), **given}
-            spec = resolve([("the request", {**now, **given, **services})], caps)
+            spec = resolve([("the request", {**now, **given, **services})], launched.network_caps)
             await self._network.apply(spec.policy)
             changed = {name: getattr(spec, name) for name in _POLICY}
             launched = self._request = replace(launched, spec=replace(launched.spec, **changed))

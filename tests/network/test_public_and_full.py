@@ -57,9 +57,12 @@ def test_full_reaches_private_networks_and_other_dns_servers(world: World) -> No
 def test_the_host_its_loopback_and_the_uplink_are_not_reached(world: World, mode: str) -> None:
     """Except for the port that `host_services` names, which is there in each mode."""
     if mode == "allowlist":
-        assert world.host("[listen('127.0.0.1', 7000), listen('127.0.0.1', 7002)]")
+        assert world.host(
+            "[listen('127.0.0.1', 7000), listen('127.0.0.1', 7002), listen('10.200.0.1', 7002)]"
+        )
     world.policy(mode, ("198.18.0.0/15", "0.0.0.0/0", "::/0"))
-    for address in ("198.18.0.1", "198.18.1.2", "198.18.1.3", "198.18.1.100", "fd00::2", "fd00::100"):
+    near = ("198.18.0.1", "198.18.1.2", "198.18.1.3", "198.18.1.100", "fd00::2", "fd00::100")
+    for address in (*near, "10.200.0.1", "fd77::1"):
         for port in (7000, 7002, 22):
             assert world.value(f"reach({address!r}, {port}, 4)") in (REFUSED, "OSError"), (address, port)
     assert world.value("look_up('host.internal')") == ["198.18.0.1"]

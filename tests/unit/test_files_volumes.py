@@ -14,6 +14,7 @@ import pytest
 from sandbox_kernel.errors import ConfigurationError, HostError, MissingToolError, VolumeBusy
 from sandbox_kernel.files import ext4
 from sandbox_kernel.files.volumes import LARGEST, Holder, VolumeStore, holders
+from sandbox_kernel.jail import bubblewrap
 
 
 @pytest.fixture
@@ -88,6 +89,7 @@ def test_the_smallest_can_be_made(store: VolumeStore) -> None:
 def test_a_missing_mke2fs_is_named(store: VolumeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(ext4, "FOLDERS", ())
+    monkeypatch.setattr(bubblewrap, "_SYSTEM", "")
     with pytest.raises(MissingToolError) as caught:
         store.create("data", 16)
     assert str(caught.value) == "mke2fs is not installed; install e2fsprogs, or do without volumes."
