@@ -33,6 +33,7 @@ def boot() -> None:
         import threading
 
         import cgroup
+        import network
         import system
         import template
         from agent_protocol import AGENT_PORT
@@ -68,6 +69,7 @@ def boot() -> None:
         if modules is not None:
             step = "template"
             system.lay_identity()
+            network.prepare()
             socket.sethostname(HOSTNAME)
             operations.standby = template.Standby(children, settings, modules)
             threading.Thread(target=become_template, args=(operations.standby, server), daemon=True).start()

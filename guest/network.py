@@ -5,7 +5,6 @@ It comes after the boot or the restore, where there is one at all. What it may r
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import socket
@@ -16,7 +15,8 @@ import fields
 import system
 from fields import Request
 
-_DEVICES = "/sys/class/net"
+_NAME = "eth0"
+"""Linux' name for the only device there can be; nobody here gives it another."""
 _RESCAN = "/sys/bus/pci/rescan"
 _RESOLVER = "/etc/resolv.conf"
 _SECONDS = 10.0
@@ -25,8 +25,6 @@ _LONGEST_ADDRESS = 45
 _SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x890B, 0x8914, 0x8916, 0x891C
 _UP_RUNNING = 0x41
 _RTF_UP_GATEWAY = 0x3
-_OF_IPV6 = (("accept_dad", "0"), ("accept_ra", "0"), ("accept_redirects", "0"))
-"""Addresses come from the host, are nowhere else, and are to be usable at once."""
 
 
 class Link:
@@ -59,10 +57,8 @@ class Network:
         Raises:
             OSError: it does not come, or Linux refuses.
         """
-        name = _find()
-        for key, value in _OF_IPV6:
-            system.write(f"/proc/sys/net/ipv6/conf/{name}/{key}", value)
-        device = name.encode()
+        index = _find()
+        device = _NAME.encode()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as four:
             mask = ((1 << 32) - (1 << (32 - self._four.prefix))).to_bytes(4, "big")
             fcntl.ioctl(four, _SIOCSIFADDR, struct.pack("16s16s8x", device, _address(self._four.address)))
@@ -70,7 +66,6 @@ class Network:
             fcntl.ioctl(four, _SIOCSIFFLAGS, struct.pack("16sH22x", device, _UP_RUNNING))
             fcntl.ioctl(four, _SIOCADDRT, _route(self._four.gateway))
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as six:
-            index = socket.if_nametoindex(name)
             fcntl.ioctl(six, _SIOCSIFADDR, struct.pack("=16sIi", self._six.address, self._six.prefix, index))
             fcntl.ioctl(six, _SIOCADDRT, _route_of_six(self._six.gateway, index))
         with open(_RESOLVER, "w") as file:
@@ -80,20 +75,24 @@ class Network:
             )
 
 
-def _find() -> str:
-    """The device's name, when it is there."""
+def prepare() -> None:
+    """Has what a clone will write to in memory, as it comes from the image (overlayfs.rst, copy-up)."""
+    os.close(os.open(_RESOLVER, os.O_WRONLY | os.O_CLOEXEC))
+
+
+def _find() -> int:
+    """The device's index, when it is there."""
     deadline = time.monotonic() + _SECONDS
     rescanned = False
     while True:
-        found = [name for name in os.listdir(_DEVICES) if name.startswith("e")]
-        if found:
-            return found[0]
+        try:
+            return socket.if_nametoindex(_NAME)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
         if not rescanned:
             rescanned = True
             system.write(_RESCAN, "1")  # it was plugged in when Linux was up
-            continue
-        if time.monotonic() > deadline:
-            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), _DEVICES)
         time.sleep(_LOOK)
 
 

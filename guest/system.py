@@ -40,6 +40,10 @@ SYSCTLS = (
     ("fs/protected_regular", "2"),
     ("kernel/kptr_restrict", "2"),
     ("kernel/dmesg_restrict", "1"),
+    # Of a network device: addresses come from the host, are nowhere else, and are to be usable at once.
+    ("net/ipv6/conf/default/accept_dad", "0"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+    ("net/ipv6/conf/default/accept_redirects", "0"),
     # `ping` without privileges.
     ("net/ipv4/ping_group_range", "0 2147483647"),
 )
