@@ -212,9 +212,10 @@ class Network:
         elif said.kind == "rebinding":
             self._refusals.note("rebinding", said.name)
         else:
-            name = self._questions.get(said.serial, said.name)
-            _remember(self._names, said.value, name)
-            self._prolong(name, said.value)
+            name = self._questions.get(said.serial)
+            if name is not None:  # else it is no address: the text of a TXT record can look like one
+                _remember(self._names, said.value, name)
+                self._prolong(name, said.value)
 
     def _prolong(self, name: str, address: str) -> None:
         """An address was told to the guest, which may be in a set already, and not for long any more."""

@@ -26,9 +26,12 @@ _FORWARDED = 64
 _LONGEST_LINE = 1024
 
 _LINE = re.compile(
-    r"dnsmasq\[\d+\]: (?:(?P<serial>\d+) \S+ )?(?P<what>query\[[A-Za-z0-9=]{1,20}\]|reply|cached|config|forwarded"
-    r"|possible DNS-rebind attack detected:) ?(?P<name>\S*)(?: (?:is|from|to) (?P<value>\S+))?"
+    r"(?:[A-Z][a-z]{2} [ 0-9]\d \d\d:\d\d:\d\d )?dnsmasq\[\d+\]: (?:(?P<serial>\d{1,9}) \S+ )?"
+    r"(?P<what>query\[[A-Za-z0-9=]{1,20}\]|reply|cached|config|possible DNS-rebind attack detected:)"
+    r" (?P<name>\S+)(?: (?:is|from) (?P<value>\S+))?",
+    re.ASCII,
 )
+"""Of a whole line: a name may have blanks in it, and look like the rest of one that says something else."""
 _REBINDING = "possible DNS-rebind attack detected:"
 
 
@@ -38,7 +41,8 @@ class Said:
 
     Attributes:
         serial: of the question.
-        kind: `asked`, `answered` (with an address), `unknown` (refused by the policy) or `rebinding`.
+        kind: `asked` (for addresses), `answered` (with one, or with a text that looks like one),
+            `unknown` (refused by the policy) or `rebinding`.
         name: what was asked for, or is answered.
         value: an address; empty for none.
     """
@@ -120,7 +124,7 @@ def sets_of(policy: Policy, name: str, version: int) -> list[str]:
 
 def read(line: str) -> Said | None:
     """What a line of its log tells; None when that is of no interest."""
-    found = _LINE.search(line[:_LONGEST_LINE])
+    found = _LINE.fullmatch(line) if len(line) <= _LONGEST_LINE else None
     if found is None:
         return None
     serial, what, name, value = (
@@ -131,7 +135,7 @@ def read(line: str) -> Said | None:
     )
     if what == _REBINDING:
         return Said(serial, "rebinding", name)
-    if what.startswith("query"):
+    if what in ("query[A]", "query[AAAA]"):
         return Said(serial, "asked", name)
     if what == "config" and value == "NXDOMAIN":
         return Said(serial, "unknown", name)
