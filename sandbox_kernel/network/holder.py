@@ -2,7 +2,8 @@
 
 Run by namespace.py, as root of a user namespace of its own (that is, with the rights of whoever started
 the client) and in a new network namespace. One request at a time comes over a socket for packets (unix(7)),
-as JSON; each is answered by `{"ok": true}` or `{"ok": false, "message": …}`, sometimes with descriptors:
+as JSON; each is answered by `{"ok": true}` or `{"ok": false, "message": …}`, with the request's `serial` and
+sometimes with descriptors:
 
     {}              (said by itself, when all is there) → the tap and netlink's log
     rules           text → nothing: nft(8) does it as one transaction
@@ -187,12 +188,14 @@ def serve(connection: socket.socket, tools: dict[str, str]) -> None:
         _say(connection, {"ok": False, "message": _words(error)}, [])
         return
     while request := connection.recv(_MOST):
+        asked = json.loads(request)
+        serial = {"serial": asked["serial"]}
         try:
-            answer, fds = holder.answer(json.loads(request))
+            answer, fds = holder.answer(asked)
         except (OSError, NetlinkError, subprocess.SubprocessError, ValueError, KeyError) as error:
-            _say(connection, {"ok": False, "message": _words(error)}, [])
+            _say(connection, {"ok": False, "message": _words(error), **serial}, [])
             continue
-        _say(connection, {"ok": True, **answer}, fds)
+        _say(connection, {"ok": True, **answer, **serial}, fds)
         for fd in fds:
             os.close(fd)
 
