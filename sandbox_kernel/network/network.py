@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 from sandbox_kernel.errors import NetworkError
 from sandbox_kernel.jail.bubblewrap import confined_within, find
@@ -56,7 +58,10 @@ class Network:
         self._refusals = Refusals(logs)
         self._stack.callback(self._refusals.close)
         self._stack.callback(self._hang_up)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stack.push_async_callback(self._end_tasks)
         self._trouble: Callable[[str], None] = log.warning
+        self._generations = itertools.count(1)
         self._generation = 0
         self._changing = asyncio.Lock()
         self._opening: asyncio.Task[None] | None = None
@@ -109,19 +114,20 @@ class Network:
         """Has another policy hold from now on, for connections that there are, too.
 
         Raises:
-            NetworkError: it cannot be; the one before is in force.
+            NetworkError, MissingToolError: it cannot be; the one before is in force.
         """
         async with self._changing:
             await self.tap()
-            await self._filter(policy)
             dnsmasq = find("dnsmasq", "install the package dnsmasq-base or do without `network`")
             bwrap = find("bwrap", "install the package bubblewrap")
+            await self._filter(policy)
             words = ["prlimit", f"--data={_MEMORY}", "--core=0", "--"]
             words += confined_within(bwrap, dnsmasq, ("CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE"))
+            command = resolver.command(dnsmasq, policy, self._generation)
             self._hang_up()
             _, fds = await self._namespace.ask(
                 "resolver",
-                argv=[*words, "--dev", "/dev", "--chdir", "/", "--", *resolver.command(dnsmasq, policy)],
+                argv=[*words, "--dev", "/dev", "--chdir", "/", "--", *command],
             )
             self._listen(fds[0])
             await self._namespace.ask("rate", bytes=policy.bandwidth)
@@ -148,10 +154,13 @@ class Network:
         self._task(self._watch())
 
     async def _filter(self, policy: Policy = _CLOSED) -> None:
-        self._generation += 1
-        await self._namespace.ask("rules", text=ruleset(policy, self._generation))
+        generation = next(self._generations)  # never one that was tried before, whatever came of that
+        await self._namespace.ask("rules", text=ruleset(policy, generation))
+        self._generation = generation
         self.policy = self._refusals.policy = policy
+        # The sets are new ones.
         self._refreshed.clear()
+        self._stale = {}
 
     async def _watch(self) -> None:
         """Tells when a part of it has ended: the guest is cut off, never let through."""
@@ -220,7 +229,7 @@ class Network:
     def _prolong(self, name: str, address: str) -> None:
         """An address was told to the guest, which may be in a set already, and not for long any more."""
         now = time.monotonic()
-        for place in resolver.sets_of(self.policy, name, 6 if ":" in address else 4):
+        for place in resolver.sets_of(self.policy, self._generation, name, 6 if ":" in address else 4):
             before = self._refreshed.get((place, address))
             if before is not None and now - before < _YOUNG:
                 continue
@@ -233,20 +242,24 @@ class Network:
         await asyncio.sleep(_TOGETHER)
         async with self._changing:
             stale, self._stale = self._stale, {}
+            if not stale:  # another policy holds since
+                return
             try:
                 await self._namespace.ask("rules", text=refresh(stale))
             except NetworkError as error:
                 log.warning("addresses were not kept: %s", error)
 
-    def _task(self, coroutine: object) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
-
-        async def finish() -> None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-        self._stack.push_async_callback(finish)
+    def _task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
+
+    async def _end_tasks(self) -> None:
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _remember(where: OrderedDict, key: object, value: object) -> None:  # type: ignore[type-arg]

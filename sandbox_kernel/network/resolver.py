@@ -53,12 +53,13 @@ class Said:
     value: str = ""
 
 
-def command(dnsmasq: Path, policy: Policy, upstream: str = V4.dns) -> list[str]:
+def command(dnsmasq: Path, policy: Policy, generation: int, upstream: str = V4.dns) -> list[str]:
     """The argv of a resolver for `policy`, as root of the VM's namespace.
 
     Args:
         dnsmasq: path of the program.
         policy: what may be looked up.
+        generation: of the filter whose sets it fills.
         upstream: address of the server that is asked.
     """
     words = [
@@ -74,37 +75,29 @@ def command(dnsmasq: Path, policy: Policy, upstream: str = V4.dns) -> list[str]:
         words.append("--stop-dns-rebind")
     if policy.services:
         words.append(f"--host-record={SERVICE_NAME},{V4.gateway}")
-    words += _names(policy, upstream)
+    words += _names(policy, generation, upstream)
     return words
 
 
-def _names(policy: Policy, upstream: str) -> Iterator[str]:
-    """Which names are asked for where, the most particular first, and whose addresses go into which sets."""
-    if policy.mode == "allowlist":
-        yield "--address=/#/"
-        exact = {rule.domain for rule in policy.allow if rule.domain and not rule.below}
-        below = {rule.domain for rule in policy.allow if rule.domain and rule.below}
-        for domain in sorted(exact):
-            yield f"--server=/{domain}/{upstream}"
-            if domain not in below:
-                yield f"--address=/*.{domain}/"
-        for domain in sorted(below):
-            yield f"--server=/*.{domain}/{upstream}"
-    else:
-        yield f"--server={upstream}"
-    for rule in policy.deny:
-        if rule.domain:
-            yield f"--address=/{'*.' if rule.below else ''}{rule.domain}/"
-            if not rule.below and _may_be_asked(policy, f"x.{rule.domain}"):
-                yield f"--server=/*.{rule.domain}/{upstream}"
-    for domain in sorted({rule.domain for rule in policy.allow if rule.domain}):
-        sets = [
-            f"{version}#inet#{TABLE}#{set_name(number, version)}"
-            for number, rule in enumerate(policy.allow)
-            if rule.domain == domain or (rule.below and domain.endswith(f".{rule.domain}"))
-            for version in (4, 6)
-        ]
-        yield f"--nftset=/{domain}/{','.join(sets)}"
+def _names(policy: Policy, generation: int, upstream: str) -> Iterator[str]:
+    """Which names are asked for where, and whose addresses go into which sets.
+
+    For dnsmasq the most particular name counts, for a policy what is denied, so that each name of a rule gets
+    two words that decide: of itself and of all below it that no rule has by its own name.
+    """
+    yield "--address=/#/" if policy.mode == "allowlist" else f"--server={upstream}"
+    named = {rule.domain for rule in (*policy.allow, *policy.deny) if rule.domain}
+    for domain in sorted(named):
+        sets = set()
+        for each in (domain, f"*.{domain}"):
+            asked = _may_be_asked(policy, each)
+            yield f"--server=/{each}/{upstream}" if asked else f"--address=/{each}/"
+            if asked:
+                for version in (4, 6):
+                    names = sets_of(policy, generation, each, version)
+                    sets |= {f"{version}#inet#{TABLE}#{name}" for name in names}
+        if sets:  # for dnsmasq they are those of the names below, too
+            yield f"--nftset=/{domain}/{','.join(sorted(sets))}"
 
 
 def _may_be_asked(policy: Policy, name: str) -> bool:
@@ -113,10 +106,10 @@ def _may_be_asked(policy: Policy, name: str) -> bool:
     return policy.mode != "allowlist" or any(rule.names(name) for rule in policy.allow)
 
 
-def sets_of(policy: Policy, name: str, version: int) -> list[str]:
+def sets_of(policy: Policy, generation: int, name: str, version: int) -> list[str]:
     """The sets that an address of `name` belongs into."""
     return [
-        set_name(number, version)
+        set_name(number, version, generation)
         for number, rule in enumerate(policy.allow)
         if rule.domain and rule.names(name.lower())
     ]
