@@ -29,7 +29,7 @@ SERVICE_PATTERN = r"[0-9]{1,5}(:[0-9]{1,5})?"
 """A port of the host that the guest may reach: HOST, or GUEST:HOST."""
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-_SIX = r"[0-9a-f:.]*:[0-9a-f:.]*(?:/[0-9]{1,3})?"
+_SIX = r"[0-9a-f:.]*:[0-9a-f.]*:[0-9a-f:.]*(?:/[0-9]{1,3})?"
 _RULE = re.compile(
     rf"(?:(?P<six>{_SIX})|(?:\[(?P<bracketed>{_SIX})\]|(?P<four>[0-9.]+(?:/[0-9]{{1,2}})?)"
     rf"|(?P<below>\*\.)?(?P<domain>{_LABEL}(?:\.{_LABEL})+))(?::(?P<ports>[0-9,-]+))?)"
