@@ -33,7 +33,9 @@ def lines(found: Policy, chain: str) -> list[str]:
 
 @pytest.mark.parametrize("mode", ["allowlist", "public", "full"])
 @pytest.mark.parametrize("services", [(), ("80:8080", "80", "443:80")])
-@pytest.mark.parametrize(("allow", "deny"), [((), ()), ((), RULES), (RULES, ()), *(((r,), (r,)) for r in RULES)])
+@pytest.mark.parametrize(
+    ("allow", "deny"), [((), ()), ((), RULES), (RULES, ()), *(((r,), (r,)) for r in RULES)]
+)
 def test_the_filter_of_a_policy_is_taken_by_nft(
     place: Inside, mode: str, services: tuple[str, ...], allow: tuple[str, ...], deny: tuple[str, ...]
 ) -> None:
@@ -61,7 +63,13 @@ rules = st.lists(st.one_of(st.sampled_from(RULES), network), max_size=6)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["allowlist", "public", "full"]), rules, rules, st.integers(1, 65536), st.integers(1, 2**31))
+@given(
+    st.sampled_from(["allowlist", "public", "full"]),
+    rules,
+    rules,
+    st.integers(1, 65536),
+    st.integers(1, 2**31),
+)
 def test_any_policy_gives_a_filter(
     place: Inside, mode: str, allow: list[str], deny: list[str], connections: int, generation: int
 ) -> None:
@@ -153,7 +161,9 @@ def test_full_lets_through_what_is_private_and_not_what_is_the_hosts() -> None:
     assert judged.endswith("goto pass")
 
 
-@pytest.mark.parametrize(("mode", "open_at_the_end"), [("allowlist", False), ("public", True), ("full", True)])
+@pytest.mark.parametrize(
+    ("mode", "open_at_the_end"), [("allowlist", False), ("public", True), ("full", True)]
+)
 def test_an_allowlist_alone_refuses_what_nothing_names(mode: str, open_at_the_end: bool) -> None:
     assert (lines(policy(mode), "judge")[-1] == "goto pass") is open_at_the_end
     assert lines(policy(mode), "forward")[-2:] == [

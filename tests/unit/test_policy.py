@@ -55,9 +55,38 @@ def test_each_form_of_a_rule_is_read(text: str, expected: Rule) -> None:
     "text",
     [
         *("", "org", "*", "*.org", "*.*.x.org", "a.*.org", "a..org", ".x.org", "x.org.", "-a.org", "a-.org"),
-        *("x.org:", "x.org:0", "x.org:65536", "x.org:5-3", "x.org:1,", "x.org:,1", "x.org:1-2-3", "x.org:http"),
-        *("x.org:80:90", "x.org/", "x.org:443/", "x.org/sctp", "x.org:1/icmp", "x.org/tcp/udp", "/tcp", ":80"),
-        *("[1:2]:80", "a:80", "[::1", "::1]", "[::1]443", "[::1]:", "[]:80", "[10.0.0.0/8]:80", "[x.org]:443", "fe80::1%eth0"),
+        *(
+            "x.org:",
+            "x.org:0",
+            "x.org:65536",
+            "x.org:5-3",
+            "x.org:1,",
+            "x.org:,1",
+            "x.org:1-2-3",
+            "x.org:http",
+        ),
+        *(
+            "x.org:80:90",
+            "x.org/",
+            "x.org:443/",
+            "x.org/sctp",
+            "x.org:1/icmp",
+            "x.org/tcp/udp",
+            "/tcp",
+            ":80",
+        ),
+        *(
+            "[1:2]:80",
+            "a:80",
+            "[::1",
+            "::1]",
+            "[::1]443",
+            "[::1]:",
+            "[]:80",
+            "[10.0.0.0/8]:80",
+            "[x.org]:443",
+            "fe80::1%eth0",
+        ),
         *("x.123", "b\u00fccher.example", "\u212aernel.org", "a" * 64 + ".org", "x.org\n", "http://x.org"),
         *("2001:db8::/32:443", ".".join(["a" * 49] * 5) + ".longer", "x.org:" + ",".join(["1"] * 33)),
     ],
@@ -89,9 +118,12 @@ def test_a_network_that_is_none_is_refused_with_the_reason(text: str, reason: st
 
 
 label = st.from_regex(r"[a-z0-9_]([a-z0-9_-]{0,20}[a-z0-9_])?", fullmatch=True)
-domains = st.tuples(st.booleans(), st.lists(label, min_size=1, max_size=3), st.sampled_from(["org", "xn--p1ai"]))
+domains = st.tuples(
+    st.booleans(), st.lists(label, min_size=1, max_size=3), st.sampled_from(["org", "xn--p1ai"])
+)
 ports = st.lists(
-    st.tuples(st.integers(1, 65535), st.integers(1, 65535)).map(lambda pair: (min(pair), max(pair))), max_size=32
+    st.tuples(st.integers(1, 65535), st.integers(1, 65535)).map(lambda pair: (min(pair), max(pair))),
+    max_size=32,
 ).map(tuple)
 networks = st.one_of(
     st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(
@@ -150,7 +182,12 @@ def test_a_wildcard_is_about_all_below_and_not_the_name_itself(rule: str, name: 
 def test_a_policy_has_rules_services_and_limits_in_bytes() -> None:
     found = policy("public", ["x.org"], ["10.0.0.0/8"], ["80", "5432:15432"], 7, 0.5)
     assert found == Policy(
-        "public", (parse("x.org"),), (parse("10.0.0.0/8"),), (Service(80, 80), Service(5432, 15432)), 7, 1 << 19
+        "public",
+        (parse("x.org"),),
+        (parse("10.0.0.0/8"),),
+        (Service(80, 80), Service(5432, 15432)),
+        7,
+        1 << 19,
     )
 
 
