@@ -122,7 +122,8 @@ def inside() -> Iterator[Inside]:
         made = Inside(process.pid)
         try:
             link = (
-                f"link add {TAP} type veth peer name far0\nlink set far0 up\nlink set lo up\nlink set {TAP} up\n"
+                f"link add {TAP} type veth peer name far0\nlink set far0 up\n"
+                f"link set lo up\nlink set {TAP} up\n"
                 f"addr add {V4.gateway}/{V4.prefix} dev {TAP}\n"
                 f"addr add {V6.gateway}/{V6.prefix} dev {TAP} nodad\n"
             )

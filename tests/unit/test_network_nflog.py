@@ -126,13 +126,9 @@ LISTENER = textwrap.dedent(
 
 def test_what_linux_notes_is_read() -> None:
     with inside() as place:
-        rule = 'log group 7 snaplen 64 prefix "deny:3" drop'
-        assert (
-            place.nft(
-                f"table inet t {{ chain o {{ type filter hook output priority 0; th dport 90-99 {rule}; }}; }}"
-            )
-            == ""
-        )
+        rule = 'th dport 90-99 log group 7 snaplen 64 prefix "deny:3" drop'
+        chain = f"chain o {{ type filter hook output priority 0; {rule}; }}"
+        assert place.nft(f"table inet t {{ {chain}; }}") == ""
         done = place.run(sys.executable, "-c", LISTENER)
     assert done.returncode == 0, done.stderr
     assert [json.loads(line) for line in done.stdout.splitlines()] == [
