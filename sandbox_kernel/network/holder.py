@@ -38,6 +38,7 @@ from sandbox_kernel.network import nflog
 from sandbox_kernel.network.addresses import GATEWAY_MAC, GUEST_MAC, TAP, UPLINK, UPLINK_V6, V4, V6
 from sandbox_kernel.network.ruleset import GROUP, SNAP
 
+_LIBC = ctypes.CDLL(None)
 _TUN = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x2, 0x1000, 0x4000
@@ -136,13 +137,22 @@ class Holder:
             self._resolver.kill()
             self._resolver.wait()
         reader, writer = os.pipe2(os.O_CLOEXEC)
+        parent = os.getpid()
+
+        def bind() -> None:
+            """Not left to bubblewrap alone, which may be late: this process has one thread, so it can be."""
+            _die_with_parent()
+            if os.getppid() != parent:
+                os._exit(1)
+
         try:
             self._resolver = subprocess.Popen(
-                argv,  # bubblewrap's, which ends it with its parent
+                argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=writer,
                 cwd="/",
+                preexec_fn=bind,
             )
         finally:
             os.close(writer)
@@ -200,6 +210,10 @@ def serve(connection: socket.socket, tools: dict[str, str]) -> None:
             os.close(fd)
 
 
+def _die_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _words(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
@@ -212,7 +226,7 @@ def _say(connection: socket.socket, message: dict[str, Any], fds: list[int]) -> 
 
 def main() -> None:
     """Serves on the descriptor that is the first argument, with the tools that the second one names."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as connection, suppress(ConnectionError):
         serve(connection, json.loads(sys.argv[2]))

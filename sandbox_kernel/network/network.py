@@ -29,6 +29,7 @@ _CLOSED = Policy("allowlist")
 """What is in force until somebody decides: nothing passes."""
 _PIECE = 65536
 _LONGEST_LINE = 4096
+_WORDS = 200
 _DATAGRAMS = 32
 """Of netlink's log that are taken at a time."""
 _REMEMBERED = 4096
@@ -37,6 +38,8 @@ _YOUNG = 20.0
 """Seconds for which an address in a set needs no new life."""
 _TOGETHER = 0.2
 """Seconds in which addresses are collected that need one."""
+_PATIENCE = 10.0
+"""Seconds for the resolver to start."""
 _MEMORY = 128 << 20
 """Bytes that the resolver may allocate."""
 
@@ -67,6 +70,8 @@ class Network:
         self._opening: asyncio.Task[None] | None = None
         self._log_of_resolver = -1
         self._rest = b""
+        self._started: asyncio.Future[str] | None = None
+        self._first_words = ""
         self._questions: OrderedDict[int, str] = OrderedDict()
         self._names: OrderedDict[str, str] = OrderedDict()
         self._refreshed: OrderedDict[tuple[str, str], float] = OrderedDict()
@@ -113,9 +118,20 @@ class Network:
     async def apply(self, policy: Policy) -> None:
         """Has another policy hold from now on, for connections that there are, too.
 
+        It is done as a whole, or not, also when whoever waits for it gives up.
+
         Raises:
-            NetworkError, MissingToolError: it cannot be; the one before is in force.
+            NetworkError, MissingToolError: it cannot be; the one before is in force, or no name is found.
         """
+        task = self._task(self._apply(policy))
+        await asyncio.wait((task,))
+        if task.cancelled():
+            raise NetworkError(
+                "The kernel's network has ended meanwhile; restart the kernel to have it again."
+            )
+        task.result()
+
+    async def _apply(self, policy: Policy) -> None:
         async with self._changing:
             await self.tap()
             dnsmasq = find("dnsmasq", "install the package dnsmasq-base or do without `network`")
@@ -129,7 +145,16 @@ class Network:
                 "resolver",
                 argv=[*words, "--dev", "/dev", "--chdir", "/", "--", *command],
             )
-            self._listen(fds[0])
+            started = self._listen(fds[0])
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    said = await started
+            except TimeoutError:
+                said = f"it has not begun within {_PATIENCE:g} s"
+            if said:
+                raise NetworkError(
+                    f"The kernel's DNS server does not start ({said}); look at the supervisor's log."
+                )
             await self._namespace.ask("rate", bytes=policy.bandwidth)
             log.info("network: %s, %d rules", policy.mode, len(policy.allow) + len(policy.deny))
 
@@ -177,19 +202,31 @@ class Network:
         except OSError as error:
             log.info("refusals were not all noted (%s)", error)  # ENOBUFS: there were too many
 
-    def _listen(self, fd: int) -> None:
-        """Reads the log of a resolver that has just been started, and no other's any more."""
+    def _listen(self, fd: int) -> asyncio.Future[str]:
+        """Reads the log of a resolver that has just been started, and no other's any more.
+
+        Returns:
+            When it answers: nothing; when it never will: why.
+        """
         loop = asyncio.get_running_loop()
         os.set_blocking(fd, False)
-        self._log_of_resolver, self._rest = fd, b""
+        self._log_of_resolver, self._rest, self._first_words = fd, b"", ""
         self._questions.clear()
+        self._started = loop.create_future()
         loop.add_reader(fd, self._read_resolver)
+        return self._started
 
     def _hang_up(self) -> None:
         if self._log_of_resolver >= 0:
             asyncio.get_running_loop().remove_reader(self._log_of_resolver)
             os.close(self._log_of_resolver)
             self._log_of_resolver = -1
+            self._settle(self._first_words or "it has ended")
+
+    def _settle(self, why_not: str) -> None:
+        """The resolver has started, or will not; whoever waits for that hears it."""
+        if self._started is not None and not self._started.done():
+            self._started.set_result(why_not)
 
     def _read_resolver(self) -> None:
         try:
@@ -197,10 +234,13 @@ class Network:
         except BlockingIOError:
             return
         if not data:
+            began = self._started is not None and self._started.done()
             self._hang_up()
-            self._trouble(
-                "The kernel's DNS server has ended, so that no name is found any more; restart the kernel."
-            )
+            if began:
+                self._trouble(
+                    "The kernel's DNS server has ended, so that no name is found any more; "
+                    "restart the kernel."
+                )
             return
         *lines, rest = (self._rest + data).split(b"\n")
         self._rest = rest[-_LONGEST_LINE:]
@@ -209,8 +249,11 @@ class Network:
             said = resolver.read(text)
             if said is not None:
                 self._note(said)
-            elif text.startswith("dnsmasq: "):  # an end, or a beginning that failed
-                log.warning("the resolver: %s", text[:200])
+            elif resolver.has_started(text):
+                self._settle("")
+            elif "dnsmasq[" not in text:  # a beginning that fails
+                log.warning("the resolver: %s", text[:_WORDS])
+                self._first_words = self._first_words or text[:_WORDS]
 
     def _note(self, said: resolver.Said) -> None:
         if said.kind == "asked":

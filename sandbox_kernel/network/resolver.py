@@ -25,8 +25,10 @@ _FORWARDED = 64
 """Questions that may be under way at a time."""
 _LONGEST_LINE = 1024
 
+_BEGIN = r"(?:[A-Z][a-z]{2} [ 0-9]\d \d\d:\d\d:\d\d )?dnsmasq\[\d+\]: "
+_STARTED = re.compile(_BEGIN + "started, ")
 _LINE = re.compile(
-    r"(?:[A-Z][a-z]{2} [ 0-9]\d \d\d:\d\d:\d\d )?dnsmasq\[\d+\]: (?:(?P<serial>\d{1,9}) \S+ )?"
+    _BEGIN + r"(?:(?P<serial>\d{1,9}) \S+ )?"
     r"(?P<what>query\[[A-Za-z0-9=]{1,20}\]|reply|cached|config|possible DNS-rebind attack detected:)"
     r" (?P<name>\S+)(?: (?:is|from) (?P<value>\S+))?",
     re.ASCII,
@@ -113,6 +115,11 @@ def sets_of(policy: Policy, generation: int, name: str, version: int) -> list[st
         for number, rule in enumerate(policy.allow)
         if rule.domain and rule.names(name.lower())
     ]
+
+
+def has_started(line: str) -> bool:
+    """Whether a line of its log says that it answers from now on."""
+    return _STARTED.match(line) is not None
 
 
 def read(line: str) -> Said | None:
