@@ -261,7 +261,7 @@ def test_any_line_is_read_or_of_no_interest(line: str) -> None:
     said = read(line)
     if said is not None:
         assert said.kind in ("asked", "answered", "unknown", "rebinding")
-        assert len(said.name) <= 1024 and not re.search(r"\s", said.name)
+        assert len(said.name) <= 1024 and not re.search(r"\s", said.name, re.ASCII)
         assert len(said.value) <= 1024 and bool(said.value) == (said.kind == "answered")
         assert 0 <= said.serial < 10**9
 
