@@ -12,7 +12,8 @@ sometimes with descriptors:
     rate            bytes (a second, each way; 0: any) → nothing
     counters        → received, sent (bytes, as the guest sees them)
 
-When the socket closes, the process ends, what it has started with it, and with both the namespace.
+When the socket closes, the process ends. It is the first of a PID namespace, so that Linux ends with it what
+it has started, at whatever point of its start that is, and with all of them the network namespace.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ from sandbox_kernel.network import nflog
 from sandbox_kernel.network.addresses import GATEWAY_MAC, GUEST_MAC, TAP, UPLINK, UPLINK_V6, V4, V6
 from sandbox_kernel.network.ruleset import GROUP, SNAP
 
-_LIBC = ctypes.CDLL(None)
 _TUN = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x2, 0x1000, 0x4000
@@ -136,23 +136,17 @@ class Holder:
         if self._resolver is not None:
             self._resolver.kill()
             self._resolver.wait()
+            with suppress(ChildProcessError):  # the first process of a namespace gets everybody's orphans
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
         reader, writer = os.pipe2(os.O_CLOEXEC)
-        parent = os.getpid()
-
-        def bind() -> None:
-            """Not left to bubblewrap alone, which may be late: this process has one thread, so it can be."""
-            _die_with_parent()
-            if os.getppid() != parent:
-                os._exit(1)
-
         try:
             self._resolver = subprocess.Popen(
-                argv,
+                argv,  # bubblewrap's
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=writer,
                 cwd="/",
-                preexec_fn=bind,
             )
         finally:
             os.close(writer)
@@ -210,10 +204,6 @@ def serve(connection: socket.socket, tools: dict[str, str]) -> None:
             os.close(fd)
 
 
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _words(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
@@ -226,7 +216,7 @@ def _say(connection: socket.socket, message: dict[str, Any], fds: list[int]) -> 
 
 def main() -> None:
     """Serves on the descriptor that is the first argument, with the tools that the second one names."""
-    _die_with_parent()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as connection, suppress(ConnectionError):
         serve(connection, json.loads(sys.argv[2]))

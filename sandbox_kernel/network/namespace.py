@@ -67,9 +67,10 @@ class Namespace:
         near.setblocking(False)
         self._connection = near
         with far:
-            words = ["unshare", "--user", "--map-root-user", "--net", "--", sys.executable, "-P"]
-            words += ["-m", "sandbox_kernel.network.holder", str(far.fileno())]
-            holder = self._holder = self._start([*words, json.dumps(tools)], (far.fileno(),))
+            words = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child"]
+            words += ["--mount-proc", "--", sys.executable, "-P", "-m", "sandbox_kernel.network.holder"]
+            words += [str(far.fileno()), json.dumps(tools)]
+            holder = self._holder = self._start(words, (far.fileno(),))
         _, fds = await self._answer(0)
         if len(fds) != 2:
             raise NetworkError("The VM's network namespace came without its ends; look at the log.")
