@@ -6,9 +6,9 @@
     [2001:db8::/32]:443         an IPv6 network with ports is put in brackets
 
 A rule is DESTINATION[:PORT[-PORT],…][/tcp|/udp|/icmp]; without ports all of them, without a protocol TCP and
-UDP. Four policies: `none` (no network device at all), `allowlist` (what `network_allow` names), `public` (and
-whatever is nobody's own: neither private nor this host's, a link's or a cloud's metadata), `full`. What
-`network_deny` names is refused in all of them.
+UDP, and in `network_deny`, without ports, all there are. Four policies: `none` (no network device at all),
+`allowlist` (what `network_allow` names), `public` (and whatever is nobody's own: neither private nor this
+host's, a link's or a cloud's metadata), `full`. What `network_deny` names is refused in all of them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,18 @@ PATTERN = r"[^\s]{1,300}"
 SERVICE_PATTERN = r"[0-9]{1,5}(:[0-9]{1,5})?"
 """A port of the host that the guest may reach: HOST, or GUEST:HOST."""
 
-_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
-_DOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})+")
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_SIX = r"[0-9a-f:.]*:[0-9a-f.]*:[0-9a-f:.]*(?:/[0-9]{1,3})?"
+_RULE = re.compile(
+    rf"(?:(?P<six>{_SIX})|(?:\[(?P<bracketed>{_SIX})\]|(?P<four>[0-9.]+(?:/[0-9]{{1,2}})?)"
+    rf"|(?P<below>\*\.)?(?P<domain>{_LABEL}(?:\.{_LABEL})+))(?::(?P<ports>[0-9,-]+))?)"
+    r"(?:/(?P<protocol>tcp|udp|icmp))?"
+)
 _LONGEST_NAME = 253
 _PORTS = 65535
 _MOST_RANGES = 32
+_MOST_RANGES_IN_ALL = 512
+"""Linux takes a filter at one time, of some size (net.core.wmem_default)."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -98,26 +105,23 @@ def parse(text: str) -> Rule:
     Raises:
         ConfigurationError: it is none.
     """
-    rest, slash, protocol = text.lower().rpartition("/")
-    if not slash or protocol.isdigit() or protocol.endswith("]") or "]:" in protocol or ":" in protocol:
-        rest, protocol = text.lower(), ""
-    destination, ports = _split(rest)
-    if protocol not in ("", *PROTOCOLS) or (ports and protocol == "icmp"):
+    found = _RULE.fullmatch(text.lower()) if text.isascii() else None
+    if found is None or (found["ports"] and found["protocol"] == "icmp"):
         raise _wrong(text)
-    protocols = (protocol,) if protocol else ("tcp", "udp")
-    ranges = tuple(_range(text, each) for each in ports.split(",")) if ports else ()
+    ranges = tuple(_range(text, each) for each in found["ports"].split(",")) if found["ports"] else ()
+    protocols = (found["protocol"],) if found["protocol"] else ("tcp", "udp")
+    network = found["six"] or found["bracketed"] or found["four"]
     if len(ranges) > _MOST_RANGES:
         raise _wrong(text)
-    if re.fullmatch(r"[0-9.]+(/[0-9]+)?|[0-9a-f:.]*:[0-9a-f:.]*(/[0-9]+)?", destination):
+    if network:
         try:
-            return Rule(text, network=ipaddress.ip_network(destination), ports=ranges, protocols=protocols)
+            return Rule(text, network=ipaddress.ip_network(network), ports=ranges, protocols=protocols)
         except ValueError as error:
             raise ConfigurationError(f"The network rule {text!r} is none: {error}.") from error
-    below = destination.startswith("*.")
-    domain = destination.removeprefix("*.")
-    if len(domain) > _LONGEST_NAME or not _DOMAIN.fullmatch(domain) or domain.rpartition(".")[2].isdigit():
+    domain = found["domain"]
+    if len(domain) > _LONGEST_NAME or domain.rpartition(".")[2].isdigit():
         raise _wrong(text)
-    return Rule(text, domain, below, None, ranges, protocols)
+    return Rule(text, domain, bool(found["below"]), None, ranges, protocols)
 
 
 def policy(
@@ -138,32 +142,27 @@ def policy(
         bandwidth: MiB a second; 0: any number.
 
     Raises:
-        ConfigurationError: a rule is none, or there are rules without a network.
+        ConfigurationError: a rule is none, they have too many ports, or there are rules without a network.
     """
     if mode == "none" and (allow or services):
         key = "network_allow" if allow else "host_services"
         raise ConfigurationError(
             f"{key} is set and network is 'none', so that nothing can be reached; set network to 'allowlist'."
         )
+    rules = tuple(map(parse, allow)), tuple(map(parse, deny))
+    ranges = sum(len(rule.ports) for each in rules for rule in each)
+    if ranges > _MOST_RANGES_IN_ALL:
+        raise ConfigurationError(
+            f"network_allow and network_deny have {ranges} ports and ranges of ports in all, and at most "
+            f"{_MOST_RANGES_IN_ALL} are possible; write ranges where you can."
+        )
     return Policy(
         mode,
-        tuple(map(parse, allow)),
-        tuple(map(parse, deny)),
+        *rules,
         tuple(map(_service, services)),
         connections,
         round(bandwidth * (1 << 20)),
     )
-
-
-def _split(text: str) -> tuple[str, str]:
-    """Destination and ports."""
-    if text.startswith("["):
-        inside, _, after = text[1:].partition("]")
-        return inside, after.removeprefix(":")
-    if text.count(":") > 1:
-        return text, ""  # an IPv6 network without ports
-    destination, _, ports = text.partition(":")
-    return destination, ports
 
 
 def _range(text: str, ports: str) -> tuple[int, int]:

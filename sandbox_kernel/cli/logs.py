@@ -28,7 +28,10 @@ def logs(vm: str, network: bool) -> None:
 
 def _refusal(line: str) -> str:
     """A line of the network's log, for people."""
-    note = json.loads(line)
+    try:
+        note = json.loads(line)
+    except ValueError:  # its end is still to be written
+        return line
     when = time.strftime("%H:%M:%S", time.localtime(note["time"]))
     cell = note["cell"] or "no cell"
     return f"{when}  {note['destination']}  {note['reason']}  [{note['rule']}; {cell}]"

@@ -2,7 +2,8 @@
 
 Run by namespace.py, as root of a user namespace of its own (that is, with the rights of whoever started
 the client) and in a new network namespace. One request at a time comes over a socket for packets (unix(7)),
-as JSON; each is answered by `{"ok": true}` or `{"ok": false, "message": …}`, sometimes with descriptors:
+as JSON; each is answered by `{"ok": true}` or `{"ok": false, "message": …}`, with the request's `serial` and
+sometimes with descriptors:
 
     {}              (said by itself, when all is there) → the tap and netlink's log
     rules           text → nothing: nft(8) does it as one transaction
@@ -11,7 +12,8 @@ as JSON; each is answered by `{"ok": true}` or `{"ok": false, "message": …}`, 
     rate            bytes (a second, each way; 0: any) → nothing
     counters        → received, sent (bytes, as the guest sees them)
 
-When the socket closes, the process ends, what it has started with it, and with both the namespace.
+When the socket closes, the process ends. It is the first of a PID namespace, so that Linux ends with it what
+it has started, at whatever point of its start that is, and with all of them the network namespace.
 """
 
 from __future__ import annotations
@@ -133,10 +135,13 @@ class Holder:
         """Starts it, in place of any before; the reading end of its log."""
         if self._resolver is not None:
             self._end_resolver(self._resolver)
+            with suppress(ChildProcessError):  # the first process of a namespace gets everybody's orphans
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
             self._resolver = subprocess.Popen(
-                argv,  # bubblewrap's, which ends it with its parent
+                argv,  # bubblewrap's
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=writer,
@@ -198,12 +203,14 @@ def serve(connection: socket.socket, tools: dict[str, str]) -> None:
         _say(connection, {"ok": False, "message": _words(error)}, [])
         return
     while request := connection.recv(_MOST):
+        asked = json.loads(request)
+        serial = {"serial": asked["serial"]}
         try:
-            answer, fds = holder.answer(json.loads(request))
+            answer, fds = holder.answer(asked)
         except (OSError, NetlinkError, subprocess.SubprocessError, ValueError, KeyError) as error:
-            _say(connection, {"ok": False, "message": _words(error)}, [])
+            _say(connection, {"ok": False, "message": _words(error), **serial}, [])
             continue
-        _say(connection, {"ok": True, **answer}, fds)
+        _say(connection, {"ok": True, **answer, **serial}, fds)
         for fd in fds:
             os.close(fd)
 

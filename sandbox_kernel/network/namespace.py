@@ -43,6 +43,7 @@ class Namespace:
         self._cgroup, self._host_loopback = cgroup, host_loopback
         self._stack = AsyncExitStack()
         self._turn = asyncio.Lock()
+        self._serial = 0
         self._holder: subprocess.Popen[bytes] | None = None
         self._uplink: subprocess.Popen[bytes] | None = None
         self.tap = -1
@@ -66,10 +67,11 @@ class Namespace:
         near.setblocking(False)
         self._connection = near
         with far:
-            words = ["unshare", "--user", "--map-root-user", "--net", "--", sys.executable, "-P"]
-            words += ["-m", "sandbox_kernel.network.holder", str(far.fileno())]
-            holder = self._holder = self._start([*words, json.dumps(tools)], (far.fileno(),))
-        _, fds = await self._answer()
+            words = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child"]
+            words += ["--mount-proc", "--", sys.executable, "-P", "-m", "sandbox_kernel.network.holder"]
+            words += [str(far.fileno()), json.dumps(tools)]
+            holder = self._holder = self._start(words, (far.fileno(),))
+        _, fds = await self._answer(0)
         if len(fds) != 2:
             raise NetworkError("The VM's network namespace came without its ends; look at the log.")
         self.tap = fds[0]
@@ -92,13 +94,13 @@ class Namespace:
             NetworkError: it cannot.
         """
         async with self._turn:
+            self._serial += 1
+            request = {"op": op, "serial": self._serial, **arguments}
             try:
-                await asyncio.get_running_loop().sock_sendall(
-                    self._connection, json.dumps({"op": op, **arguments}).encode()
-                )
+                await asyncio.get_running_loop().sock_sendall(self._connection, json.dumps(request).encode())
             except OSError as error:
                 raise self._gone(error) from error
-            return await self._answer()
+            return await self._answer(self._serial)
 
     async def ended(self) -> str:
         """Returns when one of its parts has ended by itself: which."""
@@ -179,17 +181,23 @@ class Namespace:
         self._stack.callback(end)
         return process
 
-    async def _answer(self) -> tuple[dict[str, Any], list[int]]:
-        await _readable(self._connection.fileno())
-        try:
-            text, fds, _, _ = socket.recv_fds(self._connection, _MOST, 4)
-        except OSError as error:
-            raise self._gone(error) from error
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        if not text:
-            raise self._gone(None)
-        answer = json.loads(text)
+    async def _answer(self, serial: int) -> tuple[dict[str, Any], list[int]]:
+        """The answer to one request; those to any before are of no interest, as whoever asked has gone."""
+        while True:
+            await _readable(self._connection.fileno())
+            try:
+                text, fds, _, _ = socket.recv_fds(self._connection, _MOST, 4)
+            except OSError as error:
+                raise self._gone(error) from error
+            for fd in fds:
+                os.set_inheritable(fd, False)
+            if not text:
+                raise self._gone(None)
+            answer = json.loads(text)
+            if answer.get("serial", 0) == serial:
+                break
+            for fd in fds:
+                os.close(fd)
         if not answer.get("ok"):
             raise NetworkError(
                 f"The VM's network cannot be had on this host ({str(answer.get('message'))[:_WORDS]}); run "

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 from sandbox_kernel.errors import NetworkError
 from sandbox_kernel.jail.bubblewrap import confined_within, find
@@ -28,6 +30,7 @@ _CLOSED = Policy("allowlist")
 """What is in force until somebody decides: nothing passes."""
 _PIECE = 65536
 _LONGEST_LINE = 4096
+_WORDS = 200
 _DATAGRAMS = 32
 """Of netlink's log that are taken at a time."""
 _REMEMBERED = 4096
@@ -36,6 +39,8 @@ _YOUNG = 20.0
 """Seconds for which an address in a set needs no new life."""
 _TOGETHER = 0.2
 """Seconds in which addresses are collected that need one."""
+_PATIENCE = 10.0
+"""Seconds for the resolver to start."""
 _MEMORY = 128 << 20
 """Bytes that the resolver may allocate."""
 
@@ -57,12 +62,17 @@ class Network:
         self._refusals = Refusals(logs)
         self._stack.callback(self._refusals.close)
         self._stack.callback(self._hang_up)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stack.push_async_callback(self._end_tasks)
         self._trouble: Callable[[str], None] = log.warning
+        self._generations = itertools.count(1)
         self._generation = 0
         self._changing = asyncio.Lock()
         self._opening: asyncio.Task[None] | None = None
         self._log_of_resolver = -1
         self._rest = b""
+        self._started: asyncio.Future[str] | None = None
+        self._first_words = ""
         self._questions: OrderedDict[int, str] = OrderedDict()
         self._names: OrderedDict[str, str] = OrderedDict()
         self._refreshed: OrderedDict[tuple[str, str], float] = OrderedDict()
@@ -109,22 +119,43 @@ class Network:
     async def apply(self, policy: Policy) -> None:
         """Has another policy hold from now on, for connections that there are, too.
 
+        It is done as a whole, or not, also when whoever waits for it gives up.
+
         Raises:
-            NetworkError: it cannot be; the one before is in force.
+            NetworkError, MissingToolError: it cannot be; the one before is in force, or no name is found.
         """
+        task = self._task(self._apply(policy))
+        await asyncio.wait((task,))
+        if task.cancelled():
+            raise NetworkError(
+                "The kernel's network has ended meanwhile; restart the kernel to have it again."
+            )
+        task.result()
+
+    async def _apply(self, policy: Policy) -> None:
         async with self._changing:
             await self.tap()
-            await self._filter(policy)
             dnsmasq = find("dnsmasq", "install the package dnsmasq-base or do without `network`")
             bwrap = find("bwrap", "install the package bubblewrap")
+            await self._filter(policy)
             words = ["prlimit", f"--data={_MEMORY}", "--core=0", "--"]
             words += confined_within(bwrap, dnsmasq, ("CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE"))
+            command = resolver.command(dnsmasq, policy, self._generation)
             self._hang_up()
             _, fds = await self._namespace.ask(
                 "resolver",
-                argv=[*words, "--dev", "/dev", "--chdir", "/", "--", *resolver.command(dnsmasq, policy)],
+                argv=[*words, "--dev", "/dev", "--chdir", "/", "--", *command],
             )
-            self._listen(fds[0])
+            started = self._listen(fds[0])
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    said = await started
+            except TimeoutError:
+                said = f"it has not begun within {_PATIENCE:g} s"
+            if said:
+                raise NetworkError(
+                    f"The kernel's DNS server does not start ({said}); look at the supervisor's log."
+                )
             await self._namespace.ask("rate", bytes=policy.bandwidth)
             log.info("network: %s, %d rules", policy.mode, len(policy.allow) + len(policy.deny))
 
@@ -149,10 +180,13 @@ class Network:
         self._task(self._watch())
 
     async def _filter(self, policy: Policy = _CLOSED) -> None:
-        self._generation += 1
-        await self._namespace.ask("rules", text=ruleset(policy, self._generation, own_addresses()))
+        generation = next(self._generations)  # never one that was tried before, whatever came of that
+        await self._namespace.ask("rules", text=ruleset(policy, generation, own_addresses()))
+        self._generation = generation
         self.policy = self._refusals.policy = policy
+        # The sets are new ones.
         self._refreshed.clear()
+        self._stale = {}
 
     async def _watch(self) -> None:
         """Tells when a part of it has ended: the guest is cut off, never let through."""
@@ -169,19 +203,31 @@ class Network:
         except OSError as error:
             log.info("refusals were not all noted (%s)", error)  # ENOBUFS: there were too many
 
-    def _listen(self, fd: int) -> None:
-        """Reads the log of a resolver that has just been started, and no other's any more."""
+    def _listen(self, fd: int) -> asyncio.Future[str]:
+        """Reads the log of a resolver that has just been started, and no other's any more.
+
+        Returns:
+            When it answers: nothing; when it never will: why.
+        """
         loop = asyncio.get_running_loop()
         os.set_blocking(fd, False)
-        self._log_of_resolver, self._rest = fd, b""
+        self._log_of_resolver, self._rest, self._first_words = fd, b"", ""
         self._questions.clear()
+        self._started = loop.create_future()
         loop.add_reader(fd, self._read_resolver)
+        return self._started
 
     def _hang_up(self) -> None:
         if self._log_of_resolver >= 0:
             asyncio.get_running_loop().remove_reader(self._log_of_resolver)
             os.close(self._log_of_resolver)
             self._log_of_resolver = -1
+            self._settle(self._first_words or "it has ended")
+
+    def _settle(self, why_not: str) -> None:
+        """The resolver has started, or will not; whoever waits for that hears it."""
+        if self._started is not None and not self._started.done():
+            self._started.set_result(why_not)
 
     def _read_resolver(self) -> None:
         try:
@@ -189,10 +235,13 @@ class Network:
         except BlockingIOError:
             return
         if not data:
+            began = self._started is not None and self._started.done()
             self._hang_up()
-            self._trouble(
-                "The kernel's DNS server has ended, so that no name is found any more; restart the kernel."
-            )
+            if began:
+                self._trouble(
+                    "The kernel's DNS server has ended, so that no name is found any more; "
+                    "restart the kernel."
+                )
             return
         *lines, rest = (self._rest + data).split(b"\n")
         self._rest = rest[-_LONGEST_LINE:]
@@ -201,8 +250,11 @@ class Network:
             said = resolver.read(text)
             if said is not None:
                 self._note(said)
-            elif text.startswith("dnsmasq: "):  # an end, or a beginning that failed
-                log.warning("the resolver: %s", text[:200])
+            elif resolver.has_started(text):
+                self._settle("")
+            elif "dnsmasq[" not in text:  # a beginning that fails
+                log.warning("the resolver: %s", text[:_WORDS])
+                self._first_words = self._first_words or text[:_WORDS]
 
     def _note(self, said: resolver.Said) -> None:
         if said.kind == "asked":
@@ -213,14 +265,15 @@ class Network:
         elif said.kind == "rebinding":
             self._refusals.note("rebinding", said.name)
         else:
-            name = self._questions.get(said.serial, said.name)
-            _remember(self._names, said.value, name)
-            self._prolong(name, said.value)
+            name = self._questions.get(said.serial)
+            if name is not None:  # else it is no address: the text of a TXT record can look like one
+                _remember(self._names, said.value, name)
+                self._prolong(name, said.value)
 
     def _prolong(self, name: str, address: str) -> None:
         """An address was told to the guest, which may be in a set already, and not for long any more."""
         now = time.monotonic()
-        for place in resolver.sets_of(self.policy, name, 6 if ":" in address else 4):
+        for place in resolver.sets_of(self.policy, self._generation, name, 6 if ":" in address else 4):
             before = self._refreshed.get((place, address))
             if before is not None and now - before < _YOUNG:
                 continue
@@ -233,20 +286,24 @@ class Network:
         await asyncio.sleep(_TOGETHER)
         async with self._changing:
             stale, self._stale = self._stale, {}
+            if not stale:  # another policy holds since
+                return
             try:
                 await self._namespace.ask("rules", text=refresh(stale))
             except NetworkError as error:
                 log.warning("addresses were not kept: %s", error)
 
-    def _task(self, coroutine: object) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
-
-        async def finish() -> None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-        self._stack.push_async_callback(finish)
+    def _task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
+
+    async def _end_tasks(self) -> None:
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _remember(where: OrderedDict, key: object, value: object) -> None:  # type: ignore[type-arg]

@@ -25,11 +25,15 @@ _FORWARDED = 64
 """Questions that may be under way at a time."""
 _LONGEST_LINE = 1024
 
+_BEGIN = r"(?:[A-Z][a-z]{2} [ 0-9]\d \d\d:\d\d:\d\d )?dnsmasq\[\d+\]: "
+_STARTED = re.compile(_BEGIN + "started, ")
 _LINE = re.compile(
-    r"dnsmasq\[\d+\]: (?:(?P<serial>\d+) \S+ )?"
-    r"(?P<what>query\[[A-Za-z0-9=]{1,20}\]|reply|cached|config|forwarded"
-    r"|possible DNS-rebind attack detected:) ?(?P<name>\S*)(?: (?:is|from|to) (?P<value>\S+))?"
+    _BEGIN + r"(?:(?P<serial>\d{1,9}) \S+ )?"
+    r"(?P<what>query\[[A-Za-z0-9=]{1,20}\]|reply|cached|config|possible DNS-rebind attack detected:)"
+    r" (?P<name>\S+)(?: (?:is|from) (?P<value>\S+))?",
+    re.ASCII,
 )
+"""Of a whole line: a name may have blanks in it, and look like the rest of one that says something else."""
 _REBINDING = "possible DNS-rebind attack detected:"
 
 
@@ -39,7 +43,8 @@ class Said:
 
     Attributes:
         serial: of the question.
-        kind: `asked`, `answered` (with an address), `unknown` (refused by the policy) or `rebinding`.
+        kind: `asked` (for addresses), `answered` (with one, or with a text that looks like one),
+            `unknown` (refused by the policy) or `rebinding`.
         name: what was asked for, or is answered.
         value: an address; empty for none.
     """
@@ -50,12 +55,13 @@ class Said:
     value: str = ""
 
 
-def command(dnsmasq: Path, policy: Policy, upstream: str = V4.dns) -> list[str]:
+def command(dnsmasq: Path, policy: Policy, generation: int, upstream: str = V4.dns) -> list[str]:
     """The argv of a resolver for `policy`, as root of the VM's namespace.
 
     Args:
         dnsmasq: path of the program.
         policy: what may be looked up.
+        generation: of the filter whose sets it fills.
         upstream: address of the server that is asked.
     """
     words = [
@@ -71,37 +77,29 @@ def command(dnsmasq: Path, policy: Policy, upstream: str = V4.dns) -> list[str]:
         words.append("--stop-dns-rebind")
     if policy.services:
         words.append(f"--host-record={SERVICE_NAME},{V4.gateway}")
-    words += _names(policy, upstream)
+    words += _names(policy, generation, upstream)
     return words
 
 
-def _names(policy: Policy, upstream: str) -> Iterator[str]:
-    """Which names are asked for where, the most particular first, and whose addresses go into which sets."""
-    if policy.mode in ("none", "allowlist"):
-        yield "--address=/#/"
-        exact = {rule.domain for rule in policy.allow if rule.domain and not rule.below}
-        below = {rule.domain for rule in policy.allow if rule.domain and rule.below}
-        for domain in sorted(exact):
-            yield f"--server=/{domain}/{upstream}"
-            if domain not in below:
-                yield f"--address=/*.{domain}/"
-        for domain in sorted(below):
-            yield f"--server=/*.{domain}/{upstream}"
-    else:
-        yield f"--server={upstream}"
-    for rule in policy.deny:
-        if rule.domain:
-            yield f"--address=/{'*.' if rule.below else ''}{rule.domain}/"
-            if not rule.below and _may_be_asked(policy, f"x.{rule.domain}"):
-                yield f"--server=/*.{rule.domain}/{upstream}"
-    for domain in sorted({rule.domain for rule in policy.allow if rule.domain}):
-        sets = [
-            f"{version}#inet#{TABLE}#{set_name(number, version)}"
-            for number, rule in enumerate(policy.allow)
-            if rule.domain == domain or (rule.below and domain.endswith(f".{rule.domain}"))
-            for version in (4, 6)
-        ]
-        yield f"--nftset=/{domain}/{','.join(sets)}"
+def _names(policy: Policy, generation: int, upstream: str) -> Iterator[str]:
+    """Which names are asked for where, and whose addresses go into which sets.
+
+    For dnsmasq the most particular name counts, for a policy what is denied, so that each name of a rule gets
+    two words that decide: of itself and of all below it that no rule has by its own name.
+    """
+    yield "--address=/#/" if policy.mode in ("none", "allowlist") else f"--server={upstream}"
+    named = {rule.domain for rule in (*policy.allow, *policy.deny) if rule.domain}
+    for domain in sorted(named):
+        sets = set()
+        for each in (domain, f"*.{domain}"):
+            asked = _may_be_asked(policy, each)
+            yield f"--server=/{each}/{upstream}" if asked else f"--address=/{each}/"
+            if asked:
+                for version in (4, 6):
+                    names = sets_of(policy, generation, each, version)
+                    sets |= {f"{version}#inet#{TABLE}#{name}" for name in names}
+        if sets:  # for dnsmasq they are those of the names below, too
+            yield f"--nftset=/{domain}/{','.join(sorted(sets))}"
 
 
 def _may_be_asked(policy: Policy, name: str) -> bool:
@@ -110,18 +108,23 @@ def _may_be_asked(policy: Policy, name: str) -> bool:
     return policy.mode not in ("none", "allowlist") or any(rule.names(name) for rule in policy.allow)
 
 
-def sets_of(policy: Policy, name: str, version: int) -> list[str]:
+def sets_of(policy: Policy, generation: int, name: str, version: int) -> list[str]:
     """The sets that an address of `name` belongs into."""
     return [
-        set_name(number, version)
+        set_name(number, version, generation)
         for number, rule in enumerate(policy.allow)
         if rule.domain and rule.names(name.lower())
     ]
 
 
+def has_started(line: str) -> bool:
+    """Whether a line of its log says that it answers from now on."""
+    return _STARTED.match(line) is not None
+
+
 def read(line: str) -> Said | None:
     """What a line of its log tells; None when that is of no interest."""
-    found = _LINE.search(line[:_LONGEST_LINE])
+    found = _LINE.fullmatch(line) if len(line) <= _LONGEST_LINE else None
     if found is None:
         return None
     serial, what, name, value = (
@@ -132,7 +135,7 @@ def read(line: str) -> Said | None:
     )
     if what == _REBINDING:
         return Said(serial, "rebinding", name)
-    if what.startswith("query"):
+    if what in ("query[A]", "query[AAAA]"):
         return Said(serial, "asked", name)
     if what == "config" and value == "NXDOMAIN":
         return Said(serial, "unknown", name)

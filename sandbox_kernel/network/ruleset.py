@@ -7,10 +7,10 @@ name has is not known here: each rule with a name has sets that the resolver fil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from sandbox_kernel.network.addresses import GUEST_MAC, TAP, UPLINK, V4, V6
-from sandbox_kernel.policy import Policy, Rule
+from sandbox_kernel.policy import Network, Policy, Rule
 
 TABLE = "sandbox"
 GROUP = 1
@@ -52,9 +52,12 @@ _PRIVATE6 = (
 """All but what is routed, 2000::/3, and of that what holds another address, or is for examples."""
 
 
-def set_name(number: int, version: int) -> str:
-    """The set of the addresses that the name of the rule with this number in `allow` has."""
-    return f"n{number}v{version}"
+def set_name(number: int, version: int, generation: int) -> str:
+    """The set of the addresses that the name of the rule with this number in `allow` has.
+
+    Another policy's is another one, which the resolver of the one before, or who reads its log, cannot fill.
+    """
+    return f"n{number}v{version}g{generation}"
 
 
 def ruleset(policy: Policy, generation: int, own: Sequence[str] = ()) -> str:
@@ -97,9 +100,14 @@ def _lines(policy: Policy, generation: int, own: Sequence[str]) -> Iterator[str]
     for number, rule in enumerate(policy.allow):
         if rule.domain:
             for version in (4, 6):
-                yield f"  set {set_name(number, version)} {{"
+                yield f"  set {set_name(number, version, generation)} {{"
                 yield f"    type ipv{version}_addr; size {_ADDRESSES}; timeout {LIFE}s;"
                 yield "  }"
+    yield "  set usual { type inet_proto; elements = { tcp, udp }; }"
+    yield "  chain refuse {"
+    yield "    meta l4proto tcp reject with tcp reset"
+    yield "    reject with icmpx admin-prohibited"
+    yield "  }"
     yield from _guard()
     yield from _input()
     yield from _output()
@@ -166,6 +174,16 @@ def _forward(policy: Policy, generation: int, own: Sequence[str]) -> Iterator[st
     yield f"    ct count over {policy.connections} goto crowded"
     yield f"    ct mark set {generation} accept"
     yield "  }"
+    for number, rule in enumerate(policy.deny):
+        if rule.network is not None:
+            yield f"  chain denied{number} {{"
+            yield from _refuse(f"{DENIED}{number}")
+            yield "  }"
+    for number, rule in enumerate(policy.allow):
+        if rule.domain:
+            yield f"  chain allowed{number} {{"
+            yield f"    {_traffic(rule)} goto pass"
+            yield "  }"
     yield "  chain judge {"
     if policy.services:
         ports = _list(str(service.host) for service in policy.services)
@@ -180,23 +198,23 @@ def _forward(policy: Policy, generation: int, own: Sequence[str]) -> Iterator[st
             yield from (f"    {match} {line.strip()}" for line in _refuse(LOOPING))
     for number, rule in enumerate(policy.deny):
         if rule.network is not None:
-            for match in _matches(rule, number):
-                yield from (f"    {match} {line.strip()}" for line in _refuse(f"{DENIED}{number}"))
+            # Who names no port and no protocol means ICMP, too.
+            what = _traffic(rule) if rule.ports or len(rule.protocols) == 1 else ""
+            yield f"    {_destination(rule.network)} {what} goto denied{number}"
     if policy.mode != "full":
         match = f"meta l4proto {{ tcp, udp }} th dport {_DNS}"
         yield from (f"    {match} {line.strip()}" for line in _refuse(OTHER_DNS))
-    for number, rule in enumerate(policy.allow):
+    for rule in policy.allow:
         if rule.network is not None:
-            for match in _matches(rule, number):
-                yield f"    {match} goto pass"
+            yield f"    {_destination(rule.network)} {_traffic(rule)} goto pass"
     if policy.mode != "full":
         for word, networks in (("ip", (*_PRIVATE4, *_METADATA4)), ("ip6", _PRIVATE6)):
             match = f"{word} daddr {_list(networks)}"
             yield from (f"    {match} {line.strip()}" for line in _refuse(PRIVATE))
     for number, rule in enumerate(policy.allow):
         if rule.domain:
-            for match in _matches(rule, number):
-                yield f"    {match} goto pass"
+            for word, version in (("ip", 4), ("ip6", 6)):
+                yield f"    {word} daddr @{set_name(number, version, generation)} jump allowed{number}"
     if policy.mode in ("public", "full"):
         yield "    goto pass"
     yield "  }"
@@ -213,36 +231,33 @@ def _nat(policy: Policy) -> Iterator[str]:
     yield "  }"
 
 
-def _matches(rule: Rule, number: int) -> Iterator[str]:
-    """The packets that a rule is about."""
-    if rule.network is not None:
-        word = "ip" if rule.network.version == 4 else "ip6"
-        places = [(word, f"{word} daddr {rule.network}")]
-    else:
-        places = [
-            ("ip", f"ip daddr @{set_name(number, 4)}"),
-            ("ip6", f"ip6 daddr @{set_name(number, 6)}"),
-        ]
-    ports = _list(f"{first}-{last}" if first != last else str(first) for first, last in rule.ports)
-    for word, place in places:
-        for protocol in rule.protocols:
-            if protocol == "icmp":
-                yield f"{place} meta l4proto {'icmp' if word == 'ip' else 'icmpv6'}"
-            else:
-                yield (
-                    f"{place} {protocol} dport {ports}" if rule.ports else f"{place} meta l4proto {protocol}"
-                )
+def _destination(network: Network) -> str:
+    return f"{'ip' if network.version == 4 else 'ip6'} daddr {network}"
+
+
+def _traffic(rule: Rule) -> str:
+    """The packets that a rule is about, wherever they go.
+
+    Each set that stands in here is one more for each rule, and all of a filter goes to Linux at one time: in
+    as many bytes as a socket may hold (net.core.wmem_default).
+    """
+    if "icmp" in rule.protocols:
+        return "meta l4proto { icmp, icmpv6 }"
+    match = f"meta l4proto {'@usual' if len(rule.protocols) > 1 else rule.protocols[0]}"
+    ranges = [f"{first}-{last}" if first != last else str(first) for first, last in rule.ports]
+    if ranges:
+        match += f" th dport {ranges[0] if len(ranges) == 1 else _list(ranges)}"
+    return match
 
 
 def _refuse(why: str) -> Iterator[str]:
     yield f"    {_note(why)}"
-    yield "    meta l4proto tcp reject with tcp reset"
-    yield "    reject with icmpx admin-prohibited"
+    yield "    goto refuse"
 
 
 def _note(why: str) -> str:
     return f'{_NOTES} log group {GROUP} snaplen {SNAP} prefix "{why}"'
 
 
-def _list(items: Iterator[str] | tuple[str, ...]) -> str:
+def _list(items: Iterable[str]) -> str:
     return f"{{ {', '.join(items)} }}"

@@ -84,7 +84,8 @@ class Script:
             said: Any = json.loads(line)
             failed = said.get("error")
             if failed is not None and said.get("id") == _NIC:
-                self.refused, failed = str(failed)[:_WORDS], None
+                # What comes after it fails because of it.
+                self.refused, failed = self.refused or str(failed)[:_WORDS], None
             self.loaded |= said.get("event") == "MIGRATION" and said["data"]["status"] == "completed"
             self.running |= "return" in said and said.get("id") == _LAST
         except (ValueError, AttributeError, KeyError, TypeError):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from sandbox_kernel.qemu.command import nic_backend, nic_device
 from sandbox_kernel.qemu.script import Script, script
 
 
@@ -79,3 +82,56 @@ def test_a_qemu_that_is_gone_says_nothing_more(ends: tuple[socket.socket, socket
     followed = Script(ours)
     followed.look()
     assert not followed.error
+
+
+REFUSED = b'{"error": {"class": "GenericError", "desc": "no tap"}, "id": "nic"}\n'
+
+
+def test_a_network_device_is_given_by_its_descriptor(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    with Path("/dev/null").open() as file:
+        Script(ours).connect("nic", file.fileno(), nic_backend(), dict(nic_device("02:00:00:00:00:01")))
+        text, fds, _, _ = socket.recv_fds(theirs, 4096, 4)
+        [fd] = fds
+        with os.fdopen(fd) as got:
+            assert os.path.samestat(os.fstat(got.fileno()), os.fstat(file.fileno()))
+    while text.count(b"\n") < 3:
+        text += theirs.recv(4096)
+    device = {"driver": "virtio-net-pci", "netdev": "nic", "mac": "02:00:00:00:00:01", "romfile": ""}
+    assert [json.loads(line) for line in text.splitlines()] == [
+        {"execute": "getfd", "arguments": {"fdname": "nic"}, "id": "nic"},
+        {"execute": "netdev_add", "arguments": {"type": "tap", "id": "nic", "fd": "nic"}, "id": "nic"},
+        {"execute": "device_add", "arguments": device | {"mq": "off", "ctrl_mac_addr": "off"}, "id": "nic"},
+    ]
+
+
+def test_a_network_device_that_is_refused_is_no_failed_restore(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = ends
+    followed = Script(ours)
+    theirs.sendall(REFUSED + REFUSED.replace(b"no tap", b"what follows from it"))
+    followed.look()
+    assert "no tap" in followed.refused
+    assert "what follows" not in followed.refused
+    assert followed.error == ""
+    theirs.sendall(b'{"return": {}, "id": "last"}\n')
+    followed.look()
+    assert followed.running
+
+
+def test_a_failed_restore_is_no_refused_network_device(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    followed = Script(ours)
+    theirs.sendall(b'{"error": {"class": "GenericError", "desc": "no such fd"}, "id": "start"}\n')
+    followed.look()
+    assert "no such fd" in followed.error
+    assert followed.refused == ""
+
+
+def test_what_a_refusal_says_is_cut(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    followed = Script(ours)
+    theirs.sendall(REFUSED.replace(b"no tap", b"x" * 3000))
+    followed.look()
+    assert len(followed.refused) == 300

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol, cast
 
-NAMES = ("vsock", "vhost_user", "agent_host", "agent_guest", "zmtp", "relay")
+NAMES = ("vsock", "vhost_user", "agent_host", "agent_guest", "zmtp", "relay", "network")
 
 Run = Callable[[bytes], None]
 
