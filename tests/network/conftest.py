@@ -136,6 +136,11 @@ class World:
         said: str = self._say(command=[name, *arguments])
         return said
 
+    def neighbour(self, cell: str, **config: Any) -> str:
+        """Starts one more kernel, which ends with the other one, and has it run a cell; its VM."""
+        vm: str = self._say(neighbour=config, runs=textwrap.dedent(cell))
+        return vm
+
     def stop(self) -> None:
         """Ends the kernel."""
         self._say(stop=True)

@@ -8,6 +8,8 @@
     {"host": expression}    → {"ok": what it is in this program, which is on the world's host}
     {"shell": command, "environment": {…}}
                             → {"ok": what the command says on standard output} or {"error": …}
+    {"neighbour": {…}, "runs": code}
+                            one more kernel, until the next stop, which has run that cell → {"ok": VM}
     {"stop": true}          → {"ok": ""}
 
 An error of any kind is `{"error": class, "message": text}`.
@@ -49,6 +51,10 @@ class Driver:
             self._stack.close()
             self._kernel = None
             return ""
+        if "neighbour" in request:
+            neighbour = self._stack.enter_context(microvm(**request["neighbour"]))
+            neighbour.run(request["runs"])
+            return neighbour.manager.provisioner.report["id"]
         if "host" in request:
             return eval(request["host"], {"driver": self, "listen": listen})
         if "shell" in request:

@@ -59,6 +59,27 @@ def test_usage_tells_what_passed(restored: World) -> None:
     assert after["sent"] > before["sent"]
 
 
+def test_another_vm_of_the_same_user_is_not_reached(restored: World) -> None:
+    cell = """
+        import socket, threading
+        listener = socket.create_server(("::", 9000), family=socket.AF_INET6, dualstack_ipv6=True)
+        def serve():
+            while True: listener.accept()[0].sendall(b"the neighbour")
+        threading.Thread(target=serve, daemon=True).start()
+        print(socket.create_connection(("127.0.0.1", 9000), 5).recv(99))
+        """
+    restored.neighbour(cell, network="full", memory=512)
+    restored.policy("full", ("198.18.0.0/15", "fc00::/7"))
+    for address in ("198.18.0.2", "198.18.0.3", "198.18.1.100", "198.18.1.2", "fd53:4b::2", "fd00::100"):
+        assert restored.value(f"reach({address!r}, 9000, 4)") != "the neighbour", address
+    restored.policy("allowlist", ("example.org",))
+
+
+def test_the_supervisor_has_no_socket_that_a_network_reaches(restored: World) -> None:
+    supervisor = psutil.Process(supervisor_of(restored))
+    assert supervisor.net_connections(kind="inet") == []
+
+
 def test_a_resolver_or_an_uplink_that_ends_is_told_and_lets_nothing_through(restored: World) -> None:
     found = parts(supervisor_of(restored))
     assert set(found) == PARTS
