@@ -127,8 +127,12 @@ class Operations:
             if attached:
                 self._attach(attached)
             self._mounts.allow(mounts)
+            # A kernel can begin while a mount is still being made, but not in a directory that comes with it.
+            place = f"{os.path.normpath(order.cwd)}/"
+            later = [target for target in mounts if not place.startswith(f"{target}/")]
             for target in mounts:
-                self._mounts.await_made(target)
+                if target not in later:
+                    self._mounts.await_made(target)
             try:
                 adopted = self._adopt(order)
                 self._kernel = adopted or KernelProcess(self._children, self._settings, order)
@@ -136,6 +140,8 @@ class Operations:
                 raise Refused(
                     "start", f"The kernel's command cannot be executed: {error.filename}: {error.strerror}."
                 ) from error
+            for target in later:
+                self._mounts.await_made(target)
             return Answer({"pid": self._kernel.pid, "adopted": adopted is not None, "clock": time.time_ns()})
 
     def _attach(self, attached: list[volumes.Volume]) -> None:
