@@ -67,7 +67,7 @@ class Holder:
     """What is in the namespace."""
 
     def __init__(self, tools: dict[str, str]) -> None:
-        """Makes it: the guest's link, and a filter that lets nothing pass.
+        """Makes it: the guest's link and the log; what may pass is for the first `rules` to say.
 
         Args:
             tools: path of `nft`.

@@ -1,7 +1,8 @@
 """A VM's network namespace, from outside: its holder (holder.py), its uplink, and what they are asked for.
 
-All of it is started here and ends here. Where this process is killed it ends by itself: the holder with its
-parent's thread and its socket, the uplink when a pipe closes, the namespace with both.
+All of it is started here and ends here. Where this process is killed it ends by itself: the holder when its
+socket closes, and with it, the first process of its PID namespace, all that it has started; the uplink when a
+pipe does; the namespace with both.
 """
 
 from __future__ import annotations
@@ -107,10 +108,8 @@ class Namespace:
         assert self._holder is not None
         assert self._uplink is not None
         parts = {"namespace": self._holder, "uplink": self._uplink}
-        loop, ends = (
-            asyncio.get_running_loop(),
-            {name: os.pidfd_open(each.pid) for name, each in parts.items()},
-        )
+        loop = asyncio.get_running_loop()
+        ends = {name: os.pidfd_open(each.pid) for name, each in parts.items()}
         ended: asyncio.Future[str] = loop.create_future()
 
         def note(name: str) -> None:

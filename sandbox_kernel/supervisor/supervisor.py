@@ -308,12 +308,10 @@ class Supervisor:
         given = {name: request[name] for name in _POLICY if request.get(name) is not None}
         now = {name: getattr(launched.spec, name) for name in _POLICY}
         if given:
-            services = (
-                {} if given.get("network") == "none" else {"host_services": launched.spec.host_services}
-            )
-            if given.get("network") == "none":
-                given = {"network_allow": (), **given}
-            spec = resolve([("the request", {**now, **given, **services})], launched.network_caps)
+            # Where nothing is reached, nothing is to be named that would be.
+            closed = given.get("network", now["network"]) == "none"
+            kept = {"network_allow": ()} if closed else {"host_services": launched.spec.host_services}
+            spec = resolve([("the request", {**now, **kept, **given})], launched.network_caps)
             await self._network.apply(spec.policy)
             changed = {name: getattr(spec, name) for name in _POLICY}
             launched = self._request = replace(launched, spec=replace(launched.spec, **changed))

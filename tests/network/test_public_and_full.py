@@ -74,3 +74,7 @@ def test_none_on_a_running_kernel_closes_everything(world: World) -> None:
     world.policy("none")
     assert world.value("reach('93.184.216.34', 443)") == REFUSED
     assert world.value("look_up('example.org')") == "gaierror"
+    assert world.value("look_up('host.internal')") == "gaierror"
+    world.ask(op="network", network_deny=["bad.org"])
+    world.policy("full")
+    assert world.value("look_up('host.internal')") == ["198.18.0.1"]
