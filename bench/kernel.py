@@ -18,7 +18,9 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
 from bench import pool
+from sandbox_kernel.host import template
 from sandbox_kernel.host.kernelspec import spec_of
+from sandbox_kernel.image.progress import Silent
 from sandbox_kernel.spec import VMSpec
 from sandbox_kernel.supervisor.nursery import nursery
 
@@ -180,6 +182,8 @@ def started(name: str) -> Iterator[Turn]:
         if way == "pooled":
             stack.enter_context(pool.running(kernelspec))
         stack.callback(nursery.close)
+        if way in ("restored", "open", "first") and _in_a_vm(manager):
+            template.ensure(spec_of(kernelspec), Silent())
         if way in ("restored", "open") and _in_a_vm(manager):
             nursery.warm(spec_of(kernelspec))
         began = time.monotonic()

@@ -33,7 +33,6 @@ def boot() -> None:
         import threading
 
         import cgroup
-        import network
         import system
         import template
         from agent_protocol import AGENT_PORT
@@ -65,13 +64,14 @@ def boot() -> None:
         operations = Operations(children, settings, phases)
         server = Server(listener, operations.perform, HOST_CID)
         server.start()
-        modules = template.modules_wanted(system.read("/proc/cmdline"))
-        if modules is not None:
+        wish = template.wish(system.read("/proc/cmdline"))
+        if wish is not None:
             step = "template"
             system.lay_identity()
-            network.prepare()
+            if wish.network is not None:
+                wish.network.use()
             socket.sethostname(HOSTNAME)
-            operations.standby = template.Standby(children, settings, modules)
+            operations.standby = template.Standby(children, settings, wish.modules)
             threading.Thread(target=become_template, args=(operations.standby, server), daemon=True).start()
     except Exception as error:
         fail(step, error)

@@ -1,12 +1,12 @@
 """The guest's network device: found, given addresses, a way out and a DNS server (netdevice(7), ipv6(7)).
 
-It comes after the boot or the restore, where there is one at all. What it may reach is decided on the host.
+It is there while a template is made, and so in its clones, or comes after a boot, if at all. What it may
+reach is decided on the host.
 """
 
 from __future__ import annotations
 
 import fcntl
-import os
 import socket
 import struct
 import time
@@ -73,11 +73,6 @@ class Network:
                 f"nameserver {socket.inet_ntop(socket.AF_INET, self._four.gateway)}\n"
                 "options timeout:3 attempts:2\n"
             )
-
-
-def prepare() -> None:
-    """Has what a clone will write to in memory, as it comes from the image (overlayfs.rst, copy-up)."""
-    os.close(os.open(_RESOLVER, os.O_WRONLY | os.O_CLOEXEC))
 
 
 def _find() -> int:

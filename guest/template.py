@@ -19,6 +19,7 @@ from agent_protocol import JIFFIES, STANDBY_ARGV, STANDBY_VARIABLE, TEMPLATE_WOR
 from cgroup import PIDS
 from children import Children
 from kernel_process import KernelProcess, Order
+from network import Network
 from server import Server
 from settings import Settings
 
@@ -94,13 +95,26 @@ def _throw_away() -> dict[str, object]:
     return {"key": os.urandom(32).hex(), "signature_scheme": "hmac-sha256"}
 
 
-def modules_wanted(command_line: str) -> list[str] | None:
-    """What a template is to import, by the kernel's command line; None when none is asked for."""
+class Wish:
+    """What a template is to be.
+
+    Attributes:
+        modules: Python modules that its kernel imports.
+        network: its network device's addresses; None where there is no device.
+    """
+
+    def __init__(self, word: str) -> None:
+        """Takes a word of the kernel's command line."""
+        wish = json.loads(bytes.fromhex(word.removeprefix(TEMPLATE_WORD)))
+        self.modules = [str(module) for module in wish["modules"]]
+        self.network = Network(wish["network"]) if "network" in wish else None
+
+
+def wish(command_line: str) -> Wish | None:
+    """What template is asked for by the kernel's command line; None when none is."""
     for word in command_line.split():
         if word.startswith(TEMPLATE_WORD):
-            modules = json.loads(bytes.fromhex(word.removeprefix(TEMPLATE_WORD)))["modules"]
-            assert isinstance(modules, list)
-            return [str(module) for module in modules]
+            return Wish(word)
     return None
 
 

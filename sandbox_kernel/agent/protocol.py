@@ -104,7 +104,8 @@ MAX_STACKS = 64 * 1024
 STANDBY_VARIABLE = "SANDBOX_KERNEL_STANDBY"
 """Environment variable of a template's kernel: JSON object with `fd` and `modules` (guest/standby.py)."""
 TEMPLATE_WORD = "sandbox.template="
-"""Word of the guest kernel's command line that asks for a template: JSON with `modules`, in hexadecimal."""
+"""Word of the guest kernel's command line that asks for a template: JSON in hexadecimal, with `modules` and,
+where there is a network device, `network` as `configure` has it."""
 WARM = "SANDBOX-KERNEL-TEMPLATE-WARM"
 """Said on the console when the VM may be saved. The agent then reads lines from the console: the first one
 that comes is sent after a restore, when the vsock device has been plugged in."""

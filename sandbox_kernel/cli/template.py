@@ -22,7 +22,18 @@ def template() -> None:
 @template.command("ls")
 def list_templates() -> None:
     """List the templates, the last used first."""
-    rows = [("TEMPLATE", "IMAGE", "MEMORY", "VCPUS", "ACCELERATOR", "PRELOADED", "SIZE", "LAST USED")]
+    names = (
+        "TEMPLATE",
+        "IMAGE",
+        "MEMORY",
+        "VCPUS",
+        "ACCELERATOR",
+        "NETWORK",
+        "PRELOADED",
+        "SIZE",
+        "LAST USED",
+    )
+    rows = [names]
     for found in TemplateStore().all():
         key = found.key
         rows.append(
@@ -32,6 +43,7 @@ def list_templates() -> None:
                 f"{key.get('memory')} MiB",
                 str(key.get("vcpus")),
                 str(key.get("accelerator")),
+                "yes" if key.get("network") else "no",
                 ",".join(map(str, key.get("modules", []))) or "-",
                 f"{found.bytes / 1e6:.0f} MB",
                 time.strftime("%Y-%m-%d %H:%M", time.localtime(found.used)),
@@ -47,8 +59,11 @@ def list_templates() -> None:
 @click.option("--memory", default=_DEFAULT.memory, show_default=True, help="RAM in MiB.")
 @click.option("--vcpus", default=_DEFAULT.vcpus, show_default=True, help="Virtual CPUs.")
 @click.option("--accelerator", default="auto", show_default=True, help="auto, kvm or tcg.")
+@click.option("--network", is_flag=True, help="For kernels with a network, whatever its policy.")
 @click.option("--preload", multiple=True, help="Python module that is imported in it.")
-def build_template(image: str, memory: int, vcpus: int, accelerator: str, preload: tuple[str, ...]) -> None:
+def build_template(
+    image: str, memory: int, vcpus: int, accelerator: str, network: bool, preload: tuple[str, ...]
+) -> None:
     """Make a template, unless it is there."""
     from sandbox_kernel.host import template as work
     from sandbox_kernel.spec import resolve
@@ -58,6 +73,7 @@ def build_template(image: str, memory: int, vcpus: int, accelerator: str, preloa
         "memory": memory,
         "vcpus": vcpus,
         "accelerator": accelerator,
+        "network": "allowlist" if network else "none",
         "preload": list(preload),
     }
     spec = resolve([("The command line", wanted)])

@@ -43,6 +43,7 @@ class MachinePlan:
         disk: MiB of a scratch disk; 0 for none.
         disk_bandwidth: MiB a second; 0 for any number.
         disk_iops: reads and writes a second; 0 for any number.
+        network: whether it is to have a network device, as its template then has.
     """
 
     image: Image
@@ -57,6 +58,7 @@ class MachinePlan:
     disk: int = 0
     disk_bandwidth: float = 0.0
     disk_iops: int = 0
+    network: bool = False
 
     def disks(self, scratch_fd: int | None) -> Disks:
         """What QEMU is to have beside the image's disk, with the scratch disk's file at `scratch_fd`."""
@@ -83,6 +85,7 @@ class MachinePlan:
             private=True,
             qemu=template.qemu if template else (),
             state_fd=state.fileno() if state else None,
+            linked=self.network,
             disks=self.disks(scratch_fd),
         )
 

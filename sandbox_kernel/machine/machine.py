@@ -273,6 +273,8 @@ class Machine:
         if self._script is None:
             assert self._ignition.powered.script is not None
             self._script = Script(self._ignition.powered.script)
+            if self._link is not None:
+                await self._connect_first(self._script, self._link)
             await self._until(self._script, "loaded")
             self._trace.mark("devices restored")
             with suppress(OSError):  # of a QEMU that is gone the next step tells
@@ -280,12 +282,14 @@ class Machine:
                 if self._plan.disk:
                     disks = self._ignition.vmm.disks
                     self._script.plug_in({**dict(scratch_device(disks)), "id": "scratch"})
-            if self._link is not None:
-                tap = await self._link.tap()
-                with suppress(OSError):
-                    self._script.connect(
-                        NIC, tap, nic_backend(), {**dict(nic_device(self._link.mac)), "id": NIC}
-                    )
+
+    async def _connect_first(self, script: Script, link: Link) -> None:
+        """Plugs in the network device of a machine whose template has one, and has it load that."""
+        assert self._ignition.state is not None
+        tap = await link.tap()
+        with suppress(OSError):  # of a QEMU that is gone the next step tells
+            script.connect(NIC, tap, nic_backend(), {**dict(nic_device(link.mac)), "id": NIC})
+            script.load(self._ignition.state.fileno())
 
     async def _connect(self, link: Link) -> None:
         """Plugs the network device into a machine that has booted.
@@ -318,8 +322,6 @@ class Machine:
 
         await self._until(self._script, "running", go_on)
         self._ignition.powered.script.close()
-        if self._script.refused:
-            raise _no_nic(self._script.refused)
         self._trace.mark("guest runs")
 
     async def _until(self, script: Script, done: str, begin: Callable[[], None] | None = None) -> None:
@@ -334,6 +336,8 @@ class Machine:
         if getattr(script, done) and not script.error:
             return
         await self.process.kill()
+        if script.refused:
+            raise _no_nic(script.refused)
         self.process.check_ram()
         template = self._plan.template
         assert template is not None

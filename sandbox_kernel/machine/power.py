@@ -16,6 +16,7 @@ from sandbox_kernel.qemu.command import (
     NO_DISKS,
     READ_ONLY_RAM,
     Disks,
+    NetworkDevice,
     QemuConfig,
     TemplateRam,
     VsockDevice,
@@ -41,6 +42,8 @@ class VmmPlan:
             has the file read-only.
         qemu: version of QEMU, for private RAM; without one the oldest that there is.
         state_fd: a template's devices, for QEMU to load when it is up; None for a machine that boots.
+        linked: whether it gets a network device before it loads them, and so does not by itself.
+        nic: a network device that it has from the start; None for none.
         kernel_arguments: further words for the guest kernel's command line.
         nice: added to its niceness.
         disks: scratch disk and limits.
@@ -57,6 +60,8 @@ class VmmPlan:
     private: bool = False
     qemu: tuple[int, ...] = ()
     state_fd: int | None = None
+    linked: bool = False
+    nic: NetworkDevice | None = None
     kernel_arguments: tuple[str, ...] = ()
     nice: int = 0
     disks: Disks = NO_DISKS
@@ -102,7 +107,7 @@ def power_on(plan: VmmPlan) -> Powered:
         script = qemu_script = None
         if plan.state_fd is not None:
             script, qemu_script = _pair(ours, theirs)
-            script.sendall(restore_script(plan.state_fd))
+            script.sendall(restore_script(plan.state_fd, complete=not plan.linked))
         config = QemuConfig(
             binary=PurePosixPath(qemu),
             image=bubblewrap.IMAGE,
@@ -113,6 +118,7 @@ def power_on(plan: VmmPlan) -> Powered:
             qmp_fd=qemu_qmp.fileno(),
             script_fd=qemu_script.fileno() if qemu_script is not None else None,
             vsock=plan.vsock,
+            nic=plan.nic,
             kernel_arguments=plan.kernel_arguments,
             template=TemplateRam(bubblewrap.RAM, plan.private, read_only) if plan.ram is not None else None,
             disks=plan.disks,
@@ -125,6 +131,8 @@ def power_on(plan: VmmPlan) -> Powered:
             fds.append(plan.state_fd)
         if plan.vsock is not None:
             fds.append(plan.vsock.fd)
+        if plan.nic is not None:
+            fds.append(plan.nic.fd)
         if plan.disks.scratch_fd is not None:
             fds.append(plan.disks.scratch_fd)
         lender = None

@@ -6,9 +6,10 @@ import asyncio
 import json
 import logging
 import shutil
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from qemu.qmp import QMPError
 
@@ -16,9 +17,11 @@ from sandbox_kernel.agent.protocol import JIFFIES, TEMPLATE_WORD, WARM
 from sandbox_kernel.errors import GuestError, HostError, TemplateError
 from sandbox_kernel.image.store import Image
 from sandbox_kernel.jail.cgroup import Cgroup
+from sandbox_kernel.machine.machine import Link
 from sandbox_kernel.machine.migration import save
 from sandbox_kernel.machine.power import VmmPlan
 from sandbox_kernel.machine.vmm import Vmm
+from sandbox_kernel.qemu.command import NetworkDevice
 from sandbox_kernel.template.key import TemplateKey
 from sandbox_kernel.template.store import RAM, STATE, Template, TemplateStore
 
@@ -31,7 +34,24 @@ _NICE = 19
 _ATTEMPTS = 3
 
 
-async def make(store: TemplateStore, key: TemplateKey, image: Image, timeout: float) -> Template | None:
+class OwnLink(Link, Protocol):
+    """A link that is made for the machine of a template."""
+
+    def begin(self) -> None:
+        """Has it made; `tap` waits for it."""
+
+    async def aclose(self) -> None:
+        """Ends it; idempotent."""
+
+
+async def make(
+    store: TemplateStore,
+    key: TemplateKey,
+    image: Image,
+    timeout: float,
+    link_in: Callable[[Path], OwnLink],
+    links: Mapping[str, object],
+) -> Template | None:
     """Makes the template for `key`; None while somebody else makes it.
 
     The machine runs our own programs and the modules to preload, before any user's code, with the lowest
@@ -42,9 +62,13 @@ async def make(store: TemplateStore, key: TemplateKey, image: Image, timeout: fl
         key: what it is for.
         image: the guest image of that digest.
         timeout: seconds until the guest's kernel must be warm.
+        link_in: makes the link of a template with a network device; nothing passes through it, and its logs
+            lie in the folder that is given.
+        links: the guest's addresses there (agent/protocol.py, `network`).
 
     Raises:
         HostError: something on the host is missing.
+        NetworkError: this host does not let us make a network.
         NoSpaceError: there is no room.
         TemplateError: the guest did not come so far.
     """
@@ -53,7 +77,7 @@ async def make(store: TemplateStore, key: TemplateKey, image: Image, timeout: fl
             return None
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                qemu, keeps_time = await _save(staging, key, image, timeout)
+                qemu, keeps_time = await _save(staging, key, image, timeout, link_in, links)
             except HostError:
                 store.check_room()
                 raise
@@ -68,7 +92,12 @@ async def make(store: TemplateStore, key: TemplateKey, image: Image, timeout: fl
 
 
 async def _save(
-    staging: Path, key: TemplateKey, image: Image, timeout: float
+    staging: Path,
+    key: TemplateKey,
+    image: Image,
+    timeout: float,
+    link_in: Callable[[Path], OwnLink],
+    links: Mapping[str, object],
 ) -> tuple[tuple[int, ...], bool]:
     """Boots a VM and saves it in `staging`; QEMU's version, and whether the guest has a clock of its own.
 
@@ -79,7 +108,15 @@ async def _save(
     with (staging / RAM).open("wb") as ram:
         ram.truncate(key.memory << 20)
     async with AsyncExitStack() as stack:
-        word = TEMPLATE_WORD + json.dumps({"modules": key.modules}).encode().hex()
+        wish: dict[str, object] = {"modules": key.modules}
+        nic = None
+        if key.network:
+            wish["network"] = links
+            link = link_in(logs)
+            stack.push_async_callback(link.aclose)
+            link.begin()
+            nic = NetworkDevice(await link.tap(), link.mac)
+        word = TEMPLATE_WORD + json.dumps(wish).encode().hex()
         vmm = Vmm(
             VmmPlan(
                 image,
@@ -89,6 +126,7 @@ async def _save(
                 logs,
                 Cgroup(()),
                 ram=staging / RAM,
+                nic=nic,
                 nice=_NICE,
                 kernel_arguments=(word,),
             )

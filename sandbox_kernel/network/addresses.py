@@ -3,7 +3,8 @@
     guest ── tap (QEMU's network device) ── the VM's namespace: filter, NAT, DNS ── uplink (slirp4netns)
 
 IPv4 addresses are of 198.18.0.0/15, which is for tests of equipment (RFC 2544) and routed nowhere; IPv6
-ones are local (RFC 4193).
+ones are local (RFC 4193). Templates have the guest's in them: a change makes these stale
+(template/key.py, `FORMAT`).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The machine is `pc` with the guest's ACPI off: it calibrates its clock by itself
 that takes command-line constants of the host's clock), boots as fast, and can take a PCI device after a
 restore, which `microvm` cannot. Devices are reduced to what is used: a read-only disk, an entropy source, a
 serial console, vsock. There is no display, no USB, no default device of any kind, and no network device but
-one that is plugged in where a policy asks for it.
+one that is there where a policy asks for it.
 
 Everything QEMU talks to arrives as an inherited descriptor (QMP, console, vsock), so that no socket of a VM
 lies in the file system.
@@ -13,6 +13,7 @@ lies in the file system.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -25,6 +26,8 @@ _VECTORS = 4
 
 NIC = "nic"
 """The network device, its other end, and that one's descriptor, each in a name space of its own."""
+_NIC_SLOT = "0x10"
+"""Its place on the PCI bus, the same in a template and in its clones, and none that anything else gets."""
 _GROUP = "disks"
 """QEMU's name for the limits that all disks of a VM have together."""
 
@@ -73,6 +76,14 @@ class VsockDevice:
 
     fd: int
     kernel_cid: int | None = None
+
+
+@dataclass(frozen=True)
+class NetworkDevice:
+    """The guest's network device: `fd` of its tap, and its address."""
+
+    fd: int
+    mac: str
 
 
 @dataclass(frozen=True)
@@ -130,6 +141,7 @@ class QemuConfig:
         qmp_fd: inherited stream socket for QMP; None for a machine nobody talks to.
         script_fd: inherited stream socket for a second QMP, whose commands lie there before QEMU runs.
         vsock: the vsock device; None for a machine without.
+        nic: the network device, for a template's maker; None for a machine without, or that gets it later.
         template: where the RAM lies; None for a machine that boots and is not to be saved. With a template
             the vsock device is prepared but not plugged in (`vsock_device`), as it cannot be saved.
         kernel_arguments: words for the guest kernel's command line beside `KERNEL_ARGUMENTS`.
@@ -146,6 +158,7 @@ class QemuConfig:
     qmp_fd: int | None = None
     script_fd: int | None = None
     vsock: VsockDevice | None = None
+    nic: NetworkDevice | None = None
     kernel_arguments: tuple[str, ...] = ()
     template: TemplateRam | None = None
     disks: Disks = NO_DISKS
@@ -174,7 +187,10 @@ def command_line(config: QemuConfig) -> list[str]:
         if config.vsock.kernel_cid is None:
             argv += ["-chardev", f"socket,id=vsock,fd={config.vsock.fd}"]
         if config.template is None:
-            argv += ["-device", ",".join(f"{name}={value}" for name, value in vsock_device(config.vsock))]
+            argv += ["-device", _words(vsock_device(config.vsock))]
+    if config.nic is not None:
+        argv += ["-netdev", _words(nic_backend(str(config.nic.fd)).items())]
+        argv += ["-device", _words(nic_device(config.nic.mac))]
     if config.template is not None and config.template.private:
         argv += ["-incoming", "defer"]
     if config.script_fd is not None:
@@ -194,13 +210,20 @@ def vsock_device(device: VsockDevice) -> list[tuple[str, str | int]]:
     return [("driver", "vhost-user-vsock-pci"), ("chardev", "vsock"), ("vectors", _VECTORS)]
 
 
-def nic_backend() -> dict[str, str]:
-    """The arguments of `netdev_add` for a tap whose descriptor QEMU has been given by the name of `NIC`."""
-    return {"type": "tap", "id": NIC, "fd": NIC}
+def nic_backend(fd: str = NIC) -> dict[str, str]:
+    """The host's end of the network device, for the command line or for `netdev_add`.
+
+    Args:
+        fd: the tap's descriptor: its number, or the name by which QEMU has been given it.
+    """
+    return {"type": "tap", "id": NIC, "fd": fd}
 
 
 def nic_device(mac: str) -> list[tuple[str, str | int]]:
-    """The network device's driver and properties, for `device_add`; no program to boot from is with it."""
+    """The network device's driver and properties, for the command line or for `device_add`.
+
+    No program to boot from is with it, and after a restore it has nothing to announce.
+    """
     return [
         ("driver", "virtio-net-pci"),
         ("netdev", NIC),
@@ -208,6 +231,8 @@ def nic_device(mac: str) -> list[tuple[str, str | int]]:
         ("romfile", ""),
         ("mq", "off"),
         ("ctrl_mac_addr", "off"),
+        ("guest_announce", "off"),
+        ("addr", _NIC_SLOT),
     ]
 
 
@@ -250,6 +275,11 @@ def volume_name(number: int) -> str:
     return f"volume-{number}"
 
 
+def _words(properties: Iterable[tuple[str, str | int]]) -> str:
+    """Properties as the command line has them."""
+    return ",".join(f"{name}={value}" for name, value in properties)
+
+
 def _disks(config: QemuConfig) -> list[str]:
     disks = config.disks
     nodes = {"root": f"driver=file,node-name=root,filename={config.image / 'root.erofs'},read-only=on"}
@@ -267,7 +297,7 @@ def _disks(config: QemuConfig) -> list[str]:
             argv += ["-blockdev", how + (",read-only=on" if name == "root" else "")]
     argv += ["-device", f"virtio-blk-pci,drive=root{'-throttled' if disks.throttle else ''}"]
     if disks.scratch_fd is not None and not (config.template is not None and config.template.private):
-        argv += ["-device", ",".join(f"{name}={value}" for name, value in scratch_device(disks))]
+        argv += ["-device", _words(scratch_device(disks))]
     return argv
 
 

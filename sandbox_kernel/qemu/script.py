@@ -13,6 +13,8 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
+_SILENT = {"announce-rounds": 0}
+"""A clone's link is new to the host, which has nothing to unlearn (docs of QMP, MigrationParameters)."""
 CAPABILITIES = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 _EVENTS = {"capabilities": [{"capability": "events", "state": True}]}
 _LAST = "last"
@@ -21,13 +23,16 @@ _MOST = 65536
 _WORDS = 300
 
 
-def script(state_fd: int) -> bytes:
-    """Commands for a clone: reads its devices from the descriptor `state_fd`."""
+def script(state_fd: int, complete: bool = True) -> bytes:
+    """Commands for a clone, which reads its devices from the descriptor `state_fd`.
+
+    Where these are not `complete`, as of one that has to get a network device first, `Script.load` follows.
+    """
     return (
         _command("qmp_capabilities", {})
         + _command("migrate-set-capabilities", CAPABILITIES)
         + _command("migrate-set-capabilities", _EVENTS)
-        + _command("migrate-incoming", {"uri": f"fd:{state_fd}"})
+        + (_load(state_fd) if complete else _command("migrate-set-parameters", _SILENT))
     )
 
 
@@ -59,6 +64,10 @@ class Script:
         socket.send_fds(self._connection, [_command("getfd", {"fdname": name}, _NIC)], [fd])
         self._connection.send(_command("netdev_add", backend, _NIC))
         self._connection.send(_command("device_add", device, _NIC))
+
+    def load(self, state_fd: int) -> None:
+        """Has it read its devices, where the script did not."""
+        self._connection.send(_load(state_fd))
 
     def go_on(self) -> None:
         """Lets the guest run; it does when it is `running`."""
@@ -92,6 +101,10 @@ class Script:
             failed = "what it says is no QMP"
         if failed is not None:
             self.error = str(failed)[:_WORDS]
+
+
+def _load(state_fd: int) -> bytes:
+    return _command("migrate-incoming", {"uri": f"fd:{state_fd}"})
 
 
 def _command(name: str, arguments: Mapping[str, Any], tag: str = "start") -> bytes:

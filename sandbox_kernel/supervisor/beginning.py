@@ -189,6 +189,7 @@ def _ignite(decision: Decision, belongings: Belongings, template: Template | Non
             spec.disk,
             spec.disk_bandwidth,
             spec.disk_iops,
+            spec.network != "none",
         )
     )
     trace.mark("QEMU started")

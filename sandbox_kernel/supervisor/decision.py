@@ -63,6 +63,6 @@ def _with(spec: VMSpec, image: Image, settled: tuple[str, str]) -> Decision:
     """The decision, with the accelerator and the reason for it."""
     chosen, why_accelerator = settled
     vsock, why_vsock = choose_vsock(spec.vsock)
-    key = key_of(image, spec.memory, spec.vcpus, chosen, spec.preload) if spec.start == "auto" else None
+    key = key_of(image, chosen, spec) if spec.start == "auto" else None
     why = {"accelerator": why_accelerator, "vsock": why_vsock}
     return Decision(spec, image, chosen, vsock, why, key)

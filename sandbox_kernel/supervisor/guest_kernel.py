@@ -80,7 +80,9 @@ class GuestKernel:
         if self._machine.restored and can_adopt(list(request.argv), dict(request.env)):
             self._attach()
         spec = request.spec
-        configuration = _configuration(spec.processes, bool(spec.disk), spec.network != "none")
+        # A template's network device, which has the addresses that all have, is set up in it.
+        network = spec.network != "none" and not self._machine.restored
+        configuration = _configuration(spec.processes, bool(spec.disk), network)
         connection = _guest_connection(request.connection)
         sent = time.time_ns()
         started = await self._machine.agent.start(

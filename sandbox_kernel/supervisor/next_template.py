@@ -6,7 +6,6 @@ import asyncio
 import logging
 
 from sandbox_kernel.errors import SandboxKernelError
-from sandbox_kernel.machine.template import make
 from sandbox_kernel.supervisor.decision import Decision
 from sandbox_kernel.template.store import TemplateStore
 
@@ -14,7 +13,6 @@ log = logging.getLogger(__name__)
 
 _AFTER = 5.0
 """Seconds after a cold start."""
-_TIMEOUT = 300.0
 
 
 async def make_later(decision: Decision) -> None:
@@ -22,8 +20,10 @@ async def make_later(decision: Decision) -> None:
     await asyncio.sleep(_AFTER)
     if decision.key is None or TemplateStore().open(decision.key) is not None:
         return
+    from sandbox_kernel.host.template import make  # which most supervisors have no use for
+
     try:
-        made = await make(TemplateStore(), decision.key, decision.image, timeout=_TIMEOUT)
+        made = await make(TemplateStore(), decision.key, decision.image)
         log.info("template %s", "is being made by somebody else" if made is None else made.digest)
     except SandboxKernelError as error:
         log.warning("%s", error)

@@ -8,7 +8,7 @@ import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-FORMAT = 2
+FORMAT = 3
 """Version of how templates are made and kept; a change makes all of them stale."""
 
 
@@ -22,6 +22,7 @@ class TemplateKey:
         vcpus: virtual CPUs.
         accelerator: `kvm` or `tcg`.
         modules: Python modules that its kernel has imported, sorted.
+        network: whether it has a network device.
         qemu: which QEMU saved it: path, bytes, time of its last change in nanoseconds.
         cpu: the host's CPU and Linux for `kvm`, where the guest sees them; empty for `tcg`.
         machine: QEMU's options that shape the machine, in words.
@@ -32,6 +33,7 @@ class TemplateKey:
     vcpus: int
     accelerator: str
     modules: tuple[str, ...]
+    network: bool
     qemu: tuple[str, int, int]
     cpu: str
     machine: str

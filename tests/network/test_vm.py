@@ -5,6 +5,9 @@ from __future__ import annotations
 import psutil
 import pytest
 
+from sandbox_kernel.host import template
+from sandbox_kernel.image.progress import Silent
+from sandbox_kernel.spec import VMSpec
 from tests.microvm import until
 from tests.network.conftest import World
 from tests.vm.conftest import LIMIT
@@ -15,6 +18,7 @@ PARTS = {"holder", "slirp4netns", "dnsmasq"}
 @pytest.fixture(scope="module")
 def restored(place: World) -> World:
     """A restored kernel with an allowlist, in place of the attacker's."""
+    template.ensure(VMSpec(network="allowlist"), Silent())
     place.start(network="allowlist", network_allow=["example.org"])
     return place
 

@@ -18,7 +18,8 @@ from children import Children
 from kernel_process import Order
 from sandbox_kernel.agent.client import AgentClient, Configuration
 from sandbox_kernel.errors import GuestError
-from template import Standby, modules_wanted
+from sandbox_kernel.network.addresses import LINKS
+from template import Standby, wish
 from tests.unit.guest_agent import Agent, reaped, settings_for, short_folder
 from tests.unit.test_guest_kernel import ARGV, CONNECTION, ENVIRONMENT, client, jupyter, run
 
@@ -269,5 +270,19 @@ async def test_every_change_of_identity_draws_new_random_numbers(
 
 def test_a_template_is_asked_for_on_the_command_line() -> None:
     word = "sandbox.template=" + json.dumps({"modules": ["numpy"]}).encode().hex()
-    assert modules_wanted(f"console=ttyS0 {word} quiet") == ["numpy"]
-    assert modules_wanted("console=ttyS0 quiet") is None
+    wished = wish(f"console=ttyS0 {word} quiet")
+    assert wished is not None
+    assert (wished.modules, wished.network) == (["numpy"], None)
+    assert wish("console=ttyS0 quiet") is None
+
+
+def test_a_template_with_a_network_is_told_its_addresses() -> None:
+    word = "sandbox.template=" + json.dumps({"modules": [], "network": LINKS}).encode().hex()
+    wished = wish(word)
+    assert wished is not None
+    assert wished.network is not None
+    nobody = (
+        "sandbox.template=" + json.dumps({"modules": [], "network": {"ipv4": {"prefix": 33}}}).encode().hex()
+    )
+    with pytest.raises(ValueError, match="prefix"):
+        wish(nobody)

@@ -10,10 +10,12 @@ import pytest
 
 from sandbox_kernel.qemu.command import (
     Disks,
+    NetworkDevice,
     QemuConfig,
     TemplateRam,
     VsockDevice,
     command_line,
+    nic_device,
     plug_in_volume,
 )
 
@@ -125,6 +127,14 @@ def test_each_vsock_is_a_device_of_its_own_kind() -> None:
         values(command_line(kernel), "-device")[-1]
         == "driver=vhost-vsock-pci,guest-cid=77,vhostfd=9,vectors=4"
     )
+
+
+def test_a_template_with_a_network_has_the_device_in_the_place_that_its_clones_plug_it_into() -> None:
+    argv = command_line(dataclasses.replace(CONFIG, nic=NetworkDevice(9, "02:00:00:00:00:07")))
+    assert "type=tap,id=nic,fd=9" in argv
+    [device] = [word for word in argv if word.startswith("driver=virtio-net-pci")]
+    assert device == ",".join(f"{name}={value}" for name, value in nic_device("02:00:00:00:00:07"))
+    assert ("addr", "0x10") in nic_device("02:00:00:00:00:07")
 
 
 def test_a_machine_nobody_talks_to_has_no_qmp() -> None:

@@ -32,6 +32,18 @@ def test_what_lies_there_before_qemu_starts_loads_the_devices() -> None:
     assert json.loads(text.splitlines()[-1])["arguments"] == {"uri": "fd:7"}
 
 
+def test_a_clone_with_a_network_loads_its_devices_when_its_own_is_there(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    assert commands(script(7, complete=False)) == [
+        *("qmp_capabilities", "migrate-set-capabilities", "migrate-set-capabilities"),
+        "migrate-set-parameters",
+    ]
+    ours, theirs = ends
+    Script(ours).load(7)
+    assert json.loads(theirs.recv(4096))["arguments"] == {"uri": "fd:7"}
+
+
 def test_the_guest_runs_when_the_last_command_is_answered(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
     followed = Script(ours)
@@ -97,7 +109,7 @@ def test_a_network_device_is_given_by_its_descriptor(ends: tuple[socket.socket, 
             assert os.path.samestat(os.fstat(got.fileno()), os.fstat(file.fileno()))
     while text.count(b"\n") < 3:
         text += theirs.recv(4096)
-    device = {"driver": "virtio-net-pci", "netdev": "nic", "mac": "02:00:00:00:00:01", "romfile": ""}
+    device = dict(nic_device("02:00:00:00:00:01"))
     assert [json.loads(line) for line in text.splitlines()] == [
         {"execute": "getfd", "arguments": {"fdname": "nic"}, "id": "nic"},
         {"execute": "netdev_add", "arguments": {"type": "tap", "id": "nic", "fd": "nic"}, "id": "nic"},

@@ -13,7 +13,7 @@ from sandbox_kernel.errors import HostError
 from sandbox_kernel.template.key import TemplateKey, identify_cpu, identify_qemu
 from sandbox_kernel.template.store import RAM, STATE, Template, TemplateStore
 
-KEY = TemplateKey("d" * 64, 512, 1, "tcg", (), ("/usr/bin/qemu", 1, 2), "", "quiet")
+KEY = TemplateKey("d" * 64, 512, 1, "tcg", (), False, ("/usr/bin/qemu", 1, 2), "", "quiet")
 
 
 @pytest.fixture
@@ -42,6 +42,7 @@ def test_what_was_published_is_opened_by_its_key_alone(store: TemplateStore) -> 
         dataclasses.replace(KEY, vcpus=2),
         dataclasses.replace(KEY, accelerator="kvm"),
         dataclasses.replace(KEY, modules=("numpy",)),
+        dataclasses.replace(KEY, network=True),
         dataclasses.replace(KEY, qemu=("/usr/bin/qemu", 1, 3)),
         dataclasses.replace(KEY, cpu="other"),
         dataclasses.replace(KEY, machine="loud"),
