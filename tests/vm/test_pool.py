@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -175,3 +178,35 @@ def _why_not(pool: Pool) -> str:
         return str(pool.told()["why_not"])
     except Exception:
         return ""
+
+
+def test_a_pooled_kernel_has_its_network_closed_until_it_is_its_own(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        port = service.getsockname()[1]
+        threading.Thread(target=_greet, args=(service,), daemon=True).start()
+        config = {"network": "allowlist", "host_services": [str(port)]}
+        monkeypatch.setenv("SANDBOX_KERNEL_NETWORK", "allowlist")
+        monkeypatch.setenv("SANDBOX_KERNEL_HOST_SERVICES", str(port))
+        call = f"socket.create_connection(('host.internal', {port}), 5)"
+        reach = f"import socket; print({call}.recv(9).decode())"
+        with pools.pool() as pool:
+            pool.wait()
+            for _ in range(2):  # one after the other, each with a network of its own
+                with microvm(**config) as kernel:
+                    assert started(kernel) == "pooled"
+                    assert kernel.run(reach) == "hello"
+                    pool.wait()
+            with microvm(**config, network_connections=1) as kernel:
+                assert started(kernel) == "pooled", "policies are not of the VM"
+                with pytest.raises(RuntimeError, match=r"refused|timed out|reset"):
+                    kernel.run(f"import socket; kept = {call}; {reach}")
+
+
+def _greet(service: socket.socket) -> None:
+    kept = []
+    with contextlib.suppress(OSError):
+        while True:
+            kept.append(service.accept()[0])
+            kept[-1].sendall(b"hello")
