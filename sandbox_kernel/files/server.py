@@ -20,6 +20,7 @@ from sandbox_kernel.errors import ConfigurationError
 from sandbox_kernel.jail.bubblewrap import confined, find
 from sandbox_kernel.jail.cgroup import Cgroup
 from sandbox_kernel.jail.parent import ParentThread
+from sandbox_kernel.jail.words import Words
 from sandbox_kernel.mount import Mount
 
 _PASSWD = Path(__file__).with_name("passwd")
@@ -35,9 +36,9 @@ _WORDS = 2048
 class FileServer:
     """A running server of one directory."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], parent: ParentThread) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], parent: ParentThread, words: Words) -> None:
         """See `start`."""
-        self._popen, self._parent = popen, parent
+        self._popen, self._parent, self._words = popen, parent, words
 
     @property
     def pid(self) -> int:
@@ -46,22 +47,14 @@ class FileServer:
 
     def last_words(self) -> str:
         """What it has said on standard error, on one line; to be asked once, when it has ended."""
-        assert self._popen.stderr is not None
-        os.set_blocking(self._popen.stderr.fileno(), False)
-        try:
-            said = os.read(self._popen.stderr.fileno(), _WORDS)
-        except BlockingIOError:
-            return ""
-        text = said.decode("utf-8", "replace")
-        return " | ".join(line for line in text.split("\n") if line.isprintable() and line)
+        return self._words.take()[:_WORDS]
 
     def close(self) -> None:
         """Ends it."""
         self._popen.kill()
         with suppress(subprocess.TimeoutExpired):
             self._popen.wait(_KILLED)
-        if self._popen.stderr is not None:
-            self._popen.stderr.close()
+        self._words.close()
         self._parent.close()
 
 
@@ -85,7 +78,7 @@ def start(mount: Mount, fd: int, cgroup: Cgroup) -> FileServer:
         _not_shown(),
         fd,
     )
-    parent = ParentThread()
+    parent, words = ParentThread(), Words()
 
     def begin() -> subprocess.Popen[bytes]:
         born = cgroup.join()
@@ -93,7 +86,7 @@ def start(mount: Mount, fd: int, cgroup: Cgroup) -> FileServer:
             limited(argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=words.end,
             pass_fds=(fd,),
             cwd="/",
         )
@@ -101,7 +94,13 @@ def start(mount: Mount, fd: int, cgroup: Cgroup) -> FileServer:
             cgroup.add(popen.pid)
         return popen
 
-    return FileServer(parent.run(begin), parent)
+    try:
+        started = FileServer(parent.run(begin), parent, words)
+    except BaseException:
+        words.close()
+        raise
+    words.begun()
+    return started
 
 
 def require(mount: Mount) -> None:

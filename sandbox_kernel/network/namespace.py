@@ -15,12 +15,14 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from sandbox_kernel.errors import NetworkError
 from sandbox_kernel.jail.bubblewrap import find
 from sandbox_kernel.jail.cgroup import Cgroup
 from sandbox_kernel.jail.parent import ParentThread
+from sandbox_kernel.jail.words import Words
 from sandbox_kernel.network.addresses import UPLINK, V4
 
 _PATIENCE = 15.0
@@ -28,6 +30,20 @@ _KILLED = 2.0
 _MOST = 65536
 _WORDS = 500
 _INSTALL = "install the package {} or take `network` out of the configuration"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A program that runs for as long as the namespace does."""
+
+    process: subprocess.Popen[bytes]
+    words: Words
+
+    def last_words(self) -> str:
+        """What it has said, when it has ended or is about to."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(_KILLED)
+        return self.words.take()[-_WORDS:]
 
 
 class Namespace:
@@ -45,8 +61,8 @@ class Namespace:
         self._stack = AsyncExitStack()
         self._turn = asyncio.Lock()
         self._serial = 0
-        self._holder: subprocess.Popen[bytes] | None = None
-        self._uplink: subprocess.Popen[bytes] | None = None
+        self._holder: _Part | None = None
+        self._uplink: _Part | None = None
         self.tap = -1
         """The other end of the guest's link, for QEMU."""
         self.log: socket.socket
@@ -80,7 +96,7 @@ class Namespace:
         self.log = self._stack.enter_context(socket.socket(fileno=fds[1]))
         self.log.setblocking(False)
         await close_up()
-        await self._start_uplink(tools["slirp4netns"], holder.pid)
+        await self._start_uplink(tools["slirp4netns"], holder.process.pid)
 
     def close_tap(self) -> None:
         """Closes this end of the guest's link, when QEMU has it; idempotent."""
@@ -109,7 +125,7 @@ class Namespace:
         assert self._uplink is not None
         parts = {"namespace": self._holder, "uplink": self._uplink}
         loop = asyncio.get_running_loop()
-        ends = {name: os.pidfd_open(each.pid) for name, each in parts.items()}
+        ends = {name: os.pidfd_open(each.process.pid) for name, each in parts.items()}
         ended: asyncio.Future[str] = loop.create_future()
 
         def note(name: str) -> None:
@@ -124,7 +140,7 @@ class Namespace:
             for fd in ends.values():
                 loop.remove_reader(fd)
                 os.close(fd)
-        return f"the {name}'s process ended with status {parts[name].poll()}"
+        return f"the {name}'s process ended with status {parts[name].process.poll()}"
 
     async def aclose(self) -> None:
         """Ends all of it; idempotent."""
@@ -146,13 +162,14 @@ class Namespace:
         try:
             await _readable(ready)
             if not os.read(ready, 1):
-                raise NetworkError(f"The VM's uplink did not come up ({self._words(self._uplink)}).")
+                raise NetworkError(f"The VM's uplink did not come up ({self._uplink.last_words()}).")
         finally:
             os.close(ready)
         await self.ask("uplink")
 
-    def _start(self, argv: Sequence[str], fds: Sequence[int]) -> subprocess.Popen[bytes]:
-        parent = ParentThread()
+    def _start(self, argv: Sequence[str], fds: Sequence[int]) -> _Part:
+        parent, words = ParentThread(), Words()
+        self._stack.callback(words.close)
 
         def begin() -> subprocess.Popen[bytes]:
             born = self._cgroup.join()
@@ -160,7 +177,7 @@ class Namespace:
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stderr=words.end,
                 pass_fds=fds,
             )
             if not born:
@@ -168,17 +185,16 @@ class Namespace:
             return process
 
         process = parent.run(begin)
+        words.begun()
 
         def end() -> None:
             process.kill()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_KILLED)
-            if process.stderr is not None:
-                process.stderr.close()
             parent.close()
 
         self._stack.callback(end)
-        return process
+        return _Part(process, words)
 
     async def _answer(self, serial: int) -> tuple[dict[str, Any], list[int]]:
         """The answer to one request; those to any before are of no interest, as whoever asked has gone."""
@@ -205,20 +221,11 @@ class Namespace:
         return answer, fds
 
     def _gone(self, error: OSError | None) -> NetworkError:
-        reason = self._words(self._holder) or error or "no reason given"
+        reason = (self._holder.last_words() if self._holder else "") or error or "no reason given"
         return NetworkError(
             f"The VM's network namespace has ended ({reason}); "
             "run `sandbox-kernel doctor` and look at namespaces, /dev/net/tun and nftables."
         )
-
-    def _words(self, process: subprocess.Popen[bytes] | None) -> str:
-        if process is None or process.stderr is None:
-            return ""
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_KILLED)
-        os.set_blocking(process.stderr.fileno(), False)
-        text = (process.stderr.read() or b"").decode(errors="replace")
-        return " | ".join(line for line in text.split("\n")[-4:] if line)[-_WORDS:]
 
 
 _TOOLS = {"nft": "nftables", "slirp4netns": "slirp4netns", "unshare": "util-linux", "bwrap": "bubblewrap"}

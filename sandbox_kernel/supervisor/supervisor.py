@@ -18,7 +18,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sandbox_kernel.agent.client import KernelExit
@@ -39,8 +39,8 @@ from sandbox_kernel.machine.machine import Machine
 from sandbox_kernel.mount import parse
 from sandbox_kernel.relay.limits import RelayLimits
 from sandbox_kernel.relay.relay import ClientEndpoints, Relay
-from sandbox_kernel.spec import LIMITS, VMSpec, resolve
-from sandbox_kernel.supervisor import causes, copies, expiry, next_template, usage
+from sandbox_kernel.spec import LIMITS, VMSpec
+from sandbox_kernel.supervisor import causes, expiry, next_template, usage
 from sandbox_kernel.supervisor.attached import Attached
 from sandbox_kernel.supervisor.beginning import Beginning, begin
 from sandbox_kernel.supervisor.control import LaunchRequest, PrepareRequest, addresses
@@ -48,10 +48,12 @@ from sandbox_kernel.supervisor.decision import decide
 from sandbox_kernel.supervisor.first import Begun
 from sandbox_kernel.supervisor.guest_kernel import GuestKernel
 from sandbox_kernel.supervisor.ladder import TimeLadder
+from sandbox_kernel.supervisor.network_policy import NetworkPolicy
+from sandbox_kernel.supervisor.operations import operations
 from sandbox_kernel.supervisor.ports import Ports
 from sandbox_kernel.supervisor.shares import Shares
 from sandbox_kernel.supervisor.usage import Usage
-from sandbox_kernel.supervisor.window import Handover, Operation, Window
+from sandbox_kernel.supervisor.window import Window
 from sandbox_kernel.trace import Trace
 from sandbox_kernel.volume import parse as parse_volume
 
@@ -60,8 +62,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_POLICY = ("network", "network_allow", "network_deny", "network_connections", "network_bandwidth")
-"""What of a network can be changed while the kernel runs."""
 _DRAIN = 2.0
 _SIGNAL = 10.0
 
@@ -112,6 +112,7 @@ class Supervisor:
         self._orderly = False
         self._launched = 0.0
         self._request: LaunchRequest | None = None
+        self._policy: NetworkPolicy | None = None
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         """Resolved when the VM is to end; the caller then calls `close`."""
 
@@ -189,6 +190,7 @@ class Supervisor:
             self._watch(self._relay.failed, self._on_machine_ended)
             self._watch(kernel.exit, self._on_kernel_exit)
         self._launched, self._request = time.monotonic(), request
+        self._policy = NetworkPolicy(self._network, request.spec, request.network_caps)
         machine.on_trouble = self._tell
         self._keep_time(machine, request.spec)
         if kernel.adopted:
@@ -215,12 +217,13 @@ class Supervisor:
 
     async def usage(self) -> Usage:
         """What this VM uses; without what does not answer."""
-        machine, request = self._machine, self._request
+        machine, request, policy = self._machine, self._request, self._policy
         assert machine is not None
         assert request is not None
+        assert policy is not None
         with self._costs_the_vm():
             guest, disk = await asyncio.gather(usage.of_guest(machine), usage.of_disk(machine))
-        host, spec = usage.of_host(machine), request.spec
+        host = usage.of_host(machine)
         return Usage(
             id=request.id,
             kernel=request.kernel[:80],
@@ -236,87 +239,24 @@ class Supervisor:
             disk=disk,
             network=await usage.of_network(self._network),
             guest=guest,
-            limits={name: getattr(spec, name) for name in LIMITS},
+            limits={name: getattr(policy.spec, name) for name in LIMITS},
             exposed=self._exposed(),
         )
 
     async def open_window(self) -> None:
         """Lets others of this user reach the VM from now on."""
         assert self._beginning is not None
-        window = Window(self._beginning.belongings.runtime, self._operations())
-        self._stack.push_async_callback(window.aclose)
-        await window.open()
-
-    def _operations(self) -> dict[str, Operation]:
-        """What others of this user may ask of the VM (window.py)."""
+        assert self._machine is not None
         assert self._shares is not None
         assert self._ports is not None
-        shares, ports = self._shares, self._ports
-
-        async def look(request: Mapping[str, Any]) -> dict[str, Any]:
-            return {"usage": (await self.usage()).to_dict()}
-
-        async def mount(request: Mapping[str, Any]) -> dict[str, Any]:
-            await shares.add(parse(str(request.get("mount"))))
-            return {}
-
-        async def unmount(request: Mapping[str, Any]) -> dict[str, Any]:
-            await shares.remove(str(request.get("target")))
-            return {}
-
-        async def mounts(request: Mapping[str, Any]) -> dict[str, Any]:
-            return {"mounts": [str(each) for each in shares.mounts]}
-
-        async def network(request: Mapping[str, Any]) -> dict[str, Any]:
-            return await self._change_policy(request)
-
-        async def logs(request: Mapping[str, Any]) -> dict[str, Any]:
-            return {"logs": self._logs()}
-
-        async def expose(request: Mapping[str, Any]) -> dict[str, Any]:
-            return {"address": ports.add(parse_exposure(str(request.get("port")))).address}
-
-        async def unexpose(request: Mapping[str, Any]) -> dict[str, Any]:
-            await ports.remove(parse_exposure(str(request.get("port"))))
-            return {}
-
-        async def copy(request: Mapping[str, Any]) -> Handover:
-            assert self._machine is not None
-            with self._costs_the_vm():
-                return Handover(await copies.begin(self._machine, request))
-
-        return {
-            "usage": look,
-            "logs": logs,
-            "mount": mount,
-            "unmount": unmount,
-            "mounts": mounts,
-            "network": network,
-            "expose": expose,
-            "unexpose": unexpose,
-            "copy": copy,
-        }
-
-    async def _change_policy(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Has another policy hold, where `request` names one; what holds then, by the keys' names."""
-        launched = self._request
-        assert launched is not None
-        if self._network is None:
-            raise ConfigurationError(
-                "This VM has no network device; start the kernel with `network`, such as 'allowlist'."
-            )
-        given = {name: request[name] for name in _POLICY if request.get(name) is not None}
-        now = {name: getattr(launched.spec, name) for name in _POLICY}
-        if given:
-            # Where nothing is reached, nothing is to be named that would be.
-            closed = given.get("network", now["network"]) == "none"
-            kept = {"network_allow": ()} if closed else {"host_services": launched.spec.host_services}
-            spec = resolve([("the request", {**now, **kept, **given})], launched.network_caps)
-            await self._network.apply(spec.policy)
-            changed = {name: getattr(spec, name) for name in _POLICY}
-            launched = self._request = replace(launched, spec=replace(launched.spec, **changed))
-            now = changed
-        return {"network": now}
+        assert self._policy is not None
+        table = operations(
+            *(self._machine, self._shares, self._ports, self._policy),
+            *(self._logs(), self.usage, self._costs_the_vm),
+        )
+        window = Window(self._beginning.belongings.runtime, table)
+        self._stack.push_async_callback(window.aclose)
+        await window.open()
 
     def _exposed(self) -> list[dict[str, int | str]]:
         """The exposed ports and where they are."""
