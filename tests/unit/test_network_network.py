@@ -242,7 +242,9 @@ def test_an_owner_that_is_killed_at_any_time_leaves_nothing(tmp_path: Path) -> N
 )
 def test_a_part_that_is_killed_is_told_in_a_sentence(owner: Owner, part: str, words: str) -> None:
     parts = owner.open("x.org")
-    os.kill(owner.do("found._namespace._holder.process.pid") if part == "holder" else parts[part], signal.SIGKILL)
+    os.kill(
+        owner.do("found._namespace._holder.process.pid") if part == "holder" else parts[part], signal.SIGKILL
+    )
     assert owner.do(f"await seen({'trouble: ' + words!r})"), owner.do("told")
     if part == "holder":
         said = owner.do("await found.counters()")

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -169,7 +170,9 @@ def list_templates(command: str, folder: Path) -> None:
 
 def build_template(command: str, folder: Path) -> None:
     assert run(command, folder).startswith("template ")
-    assert [each.key["modules"] for each in TemplateStore().all()] == [["numpy", "pandas"]]
+    modules = [word for name, word in pairwise(command.split()) if name == "--preload"]
+    found = [(each.key["modules"], each.key["network"]) for each in TemplateStore().all()]
+    assert found == [(modules, "--network" in command)]
 
 
 def keep_pool(command: str, folder: Path) -> None:
