@@ -1,6 +1,6 @@
 """Trees of files that the host copies from and into this guest, with the rights of the kernel's user.
 
-A copy is asked for like anything else; once that is granted, its connection carries the tree (agent_tree.py)
+A copy is asked for like anything else; once that is granted, its connection carries the tree (agent_tree/)
 and nothing more. What stands in the guest's files is user code's to decide, at any moment: see files.py, the
 rules of which hold here, too. One thread a copy, which acts as the user as long as it touches files.
 """

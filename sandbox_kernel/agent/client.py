@@ -286,7 +286,7 @@ class AgentClient:
         """Has the agent send a file or directory of the guest, as the kernel's user may read it.
 
         Returns:
-            This connection, the caller's now and no client's any more: a tree comes over it (tree.py).
+            This connection, the caller's now and no client's any more: a tree comes over it (tree/).
         """
         await self.call("pull", path=path)
         return self._release()

@@ -55,11 +55,11 @@ Operations. Fields marked ? may be left out. Memory is in bytes, time in seconds
     read       path (from the kernel's home when relative), offset?, length? → size (of the file); payload
     write      path, offset? (0 cuts the file first), mode? (of a new file, 0o644); payload → size
     pull       path → nothing; from then on the connection carries that file or directory to the host, as a
-               tree (tree.py), and nothing else
+               tree (tree/), and nothing else
     push       path, name? → nothing; from then on the host sends a tree, which goes to `path`, or, where that
                is a directory, to `name` in it (what is in the tree right into it without a name); at its
                end, or before when nothing of it can be used any more, there is one more answer: files,
-               directories, size, failed, unlisted, problems (list of place and reason: tree.py, `Tally`)
+               directories, size, failed, unlisted, problems (list of place and reason: tree/, `Tally`)
     mount      target (absolute path), read_only? → no answer: the connection is the mount's from now on, over
                which the host serves 9p2000.L. Before `start` it waits for that
     mounted    target → nothing, once it is mounted

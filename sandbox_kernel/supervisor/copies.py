@@ -1,7 +1,7 @@
 """The supervisor's part of a copy: it asks the guest for it, and gives the connection to whoever copies.
 
 No byte of a file passes through here, so that a copy costs the kernel's channels nothing; and whoever copies
-has a connection on which the guest's agent takes nothing but that copy (agent/tree.py).
+has a connection on which the guest's agent takes nothing but that copy (agent/tree).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Where a copy goes is as with `cp -r`: into a target that is a directory, under t
 the target is the copy's own name, in a directory that exists. A source that ends in `/.` is what is in it. A
 relative path of the guest starts at the kernel's home.
 
-The tree travels as agent/tree.py describes, between this process and the guest's agent; both directions bound
+The tree travels as agent/tree describes, between this process and the guest's agent; both directions bound
 it there. What a guest sends decides on names below the target and on nothing else.
 """
 

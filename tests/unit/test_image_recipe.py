@@ -99,7 +99,11 @@ def test_the_guest_gets_all_python_files_of_its_folder(tmp_path: Path) -> None:
 def test_the_guest_speaks_the_hosts_version_of_the_agents_protocol() -> None:
     by_name = {program.name: program.content for program in programs.collect()}
     assert by_name["agent_protocol.py"] == Path(protocol.__file__).read_bytes()
-    assert by_name["agent_tree.py"] == Path(tree.__file__).read_bytes()
+    parts = Path(tree.__file__).parent.glob("*.py")
+    assert {name for name in by_name if name.startswith("agent_tree/")} == {
+        f"agent_tree/{part.name}" for part in parts
+    }
+    assert by_name["agent_tree/__init__.py"] == Path(tree.__file__).read_bytes()
 
 
 def test_a_guest_without_a_first_program_is_refused(tmp_path: Path) -> None:

@@ -182,7 +182,9 @@ class Queue(SplitQueue):
             assert not payload
 
     def _taken(self, header: packet.Header, payload: bytes) -> None:
-        """What the guest sent is the last that its stream has got."""
+        """What the guest sent is the last that its stream has got, unless it is of no stream."""
+        if (header.src_cid, header.dst_cid, header.type) != (CID, packet.HOST_CID, packet.STREAM):
+            return
         connection = self.device._muxer._streams.get((header.dst_port, header.src_port))
         if header.operation != packet.RW or connection is None or connection.state is not State.OPEN:
             return

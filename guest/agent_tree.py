@@ -1,1 +1,0 @@
-../sandbox_kernel/agent/tree.py

@@ -1,0 +1,1 @@
+../../sandbox_kernel/agent/tree/receiver.py
