@@ -1,8 +1,8 @@
 """Our own programs for the guest: which files they are and under what name they go into the image.
 
-Everything of `guest/` that is Python; in a checkout `agent_protocol.py` and the files of `agent_tree/` are links
-to the modules that host and guest share. They lie in `DIRECTORY` of the guest's root. The initramfs' init is a
-shell script and travels in the initramfs.
+Everything of `guest/` that is Python; in a checkout `agent_protocol.py` and the files of `agent_tree/` are
+links to the modules that host and guest share. They lie in `DIRECTORY` of the root. The initramfs' init
+is a shell script and travels in the initramfs.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def _fuzz(target: str, options: list[str]) -> None:
         from tests.fuzz import counters
     except ModuleNotFoundError:
         sys.exit(_MISSING)
-    guest = [file.stem for file in guest_dir().glob("*.py")]
+    guest = [file.stem for file in (*guest_dir().glob("*.py"), *guest_dir().glob("agent_*/"))]
     with counters.instrumenting(["sandbox_kernel", *guest], target not in _BLIND):
         module = targets.load(target)
     own = [*_OPTIONS, _SHORT_FIRST, f"-artifact_prefix={corpus.found(target)}-"]
