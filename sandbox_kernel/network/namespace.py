@@ -61,6 +61,7 @@ class Namespace:
         self._stack = AsyncExitStack()
         self._turn = asyncio.Lock()
         self._serial = 0
+        self._tools: dict[str, str] = {}
         self._holder: _Part | None = None
         self._uplink: _Part | None = None
         self.tap = -1
@@ -69,16 +70,18 @@ class Namespace:
         """Netlink's log of refused packets."""
 
     async def open(self, close_up: Callable[[], Awaitable[None]]) -> None:
-        """Makes the namespace, with a link to the guest and one to the host.
+        """Makes the namespace, with a link to the guest and a filter.
 
         Args:
-            close_up: sees to it that nothing passes, between the two.
+            close_up: sees to it that nothing passes.
 
         Raises:
             MissingToolError: a program is missing.
             NetworkError: this host does not let us.
         """
-        tools = {name: str(find(name, _INSTALL.format(package))) for name, package in _TOOLS.items()}
+        tools = self._tools = {
+            name: str(find(name, _INSTALL.format(package))) for name, package in _TOOLS.items()
+        }
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._stack.callback(near.close)
         near.setblocking(False)
@@ -87,7 +90,7 @@ class Namespace:
             words = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child"]
             words += ["--mount-proc", "--", sys.executable, "-P", "-m", "sandbox_kernel.network.holder"]
             words += [str(far.fileno()), json.dumps(tools)]
-            holder = self._holder = self._start(words, (far.fileno(),))
+            self._holder = self._start(words, (far.fileno(),))
         _, fds = await self._answer(0)
         if len(fds) != 2:
             raise NetworkError("The VM's network namespace came without its ends; look at the log.")
@@ -96,7 +99,6 @@ class Namespace:
         self.log = self._stack.enter_context(socket.socket(fileno=fds[1]))
         self.log.setblocking(False)
         await close_up()
-        await self._start_uplink(tools["slirp4netns"], holder.process.pid)
 
     def close_tap(self) -> None:
         """Closes this end of the guest's link, when QEMU has it; idempotent."""
@@ -146,7 +148,14 @@ class Namespace:
         """Ends all of it; idempotent."""
         await self._stack.aclose()
 
-    async def _start_uplink(self, program: str, pid: int) -> None:
+    async def open_uplink(self) -> None:
+        """Joins what is open to the host's sockets.
+
+        Raises:
+            NetworkError: the uplink does not come up.
+        """
+        assert self._holder is not None
+        program, pid = self._tools["slirp4netns"], self._holder.process.pid
         ready, tell = os.pipe2(os.O_CLOEXEC)
         alive, hold = os.pipe2(os.O_CLOEXEC)
         self._stack.callback(os.close, hold)

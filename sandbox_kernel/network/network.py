@@ -68,6 +68,7 @@ class Network:
         self._generations = itertools.count(1)
         self._generation = 0
         self._changing = asyncio.Lock()
+        self._linking: asyncio.Task[None] | None = None
         self._opening: asyncio.Task[None] | None = None
         self._log_of_resolver = -1
         self._rest = b""
@@ -87,7 +88,8 @@ class Network:
 
     def begin(self) -> None:
         """Has the namespace made; `tap` waits for it."""
-        self._opening = self._task(self._open())
+        self._linking = self._task(self._namespace.open(self._filter))
+        self._opening = self._task(self._open(self._linking))
 
     def report_to(
         self, cell: Callable[[], str], tell: Callable[[str], None], trouble: Callable[[str], None]
@@ -108,8 +110,8 @@ class Network:
         Raises:
             NetworkError: this host does not let us; MissingToolError: a program is missing.
         """
-        assert self._opening is not None
-        await asyncio.shield(self._opening)
+        assert self._linking is not None
+        await asyncio.shield(self._linking)
         return self._namespace.tap
 
     def plugged(self) -> None:
@@ -133,8 +135,9 @@ class Network:
         task.result()
 
     async def _apply(self, policy: Policy) -> None:
+        assert self._opening is not None
         async with self._changing:
-            await self.tap()
+            await asyncio.shield(self._opening)
             dnsmasq = find("dnsmasq", "install the package dnsmasq-base or do without `network`")
             bwrap = find("bwrap", "install the package bubblewrap")
             await self._filter(policy)
@@ -172,8 +175,9 @@ class Network:
         """Ends all of it; idempotent."""
         await self._stack.aclose()
 
-    async def _open(self) -> None:
-        await self._namespace.open(self._filter)
+    async def _open(self, linking: asyncio.Task[None]) -> None:
+        await asyncio.shield(linking)
+        await self._namespace.open_uplink()
         loop = asyncio.get_running_loop()
         loop.add_reader(self._namespace.log, self._read_log)
         self._stack.callback(loop.remove_reader, self._namespace.log)
@@ -296,8 +300,13 @@ class Network:
     def _task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._end_task)
         return task
+
+    def _end_task(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody may have waited: of what was begun, the first that is needed tells
 
     async def _end_tasks(self) -> None:
         tasks = tuple(self._tasks)

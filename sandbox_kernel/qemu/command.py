@@ -229,9 +229,9 @@ def nic_device(mac: str) -> list[tuple[str, str | int]]:
         ("netdev", NIC),
         ("mac", mac),
         ("romfile", ""),
-        ("mq", "off"),
-        ("ctrl_mac_addr", "off"),
-        ("guest_announce", "off"),
+        ("mq", False),
+        ("ctrl_mac_addr", False),
+        ("guest_announce", False),
         ("addr", _NIC_SLOT),
     ]
 
@@ -276,8 +276,11 @@ def volume_name(number: int) -> str:
 
 
 def _words(properties: Iterable[tuple[str, str | int]]) -> str:
-    """Properties as the command line has them."""
-    return ",".join(f"{name}={value}" for name, value in properties)
+    """Properties as the command line has them; `device_add` of QEMU 10 wants its own types."""
+    words = {True: "on", False: "off"}
+    return ",".join(
+        f"{name}={words[value] if isinstance(value, bool) else value}" for name, value in properties
+    )
 
 
 def _disks(config: QemuConfig) -> list[str]:

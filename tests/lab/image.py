@@ -27,7 +27,12 @@ from tests.conformance import lock, sources
 from tests.conformance.lock import Sdist
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-KERNEL_MODULES = (*modules.WANTED, "kvm_amd", "vhost_vsock")
+_OF_NETWORKS = (
+    *("tun", "nft_ct", "nft_chain_nat", "nft_nat", "nft_masq", "nft_limit", "nft_log", "nfnetlink_log"),
+    *("nft_reject_inet", "nft_connlimit", "sch_tbf"),
+)
+"""What a VM's filter (network/ruleset.py) and limits are made of; later nobody in the lab could load it."""
+KERNEL_MODULES = (*modules.WANTED, "kvm_amd", "vhost_vsock", *_OF_NETWORKS)
 _DEBIAN = ("python3", "procps", "mount", "util-linux", "debian-archive-keyring", "ca-certificates")
 _OF_THE_SUITES = ("flaky", "trio")
 """Packages that Jupyter's own tests import, beside theirs and what ours import."""

@@ -8,6 +8,7 @@ SETUP = "sandbox-kernel setup"
 """Probes KVM, makes a template, installs the kernelspec."""
 
 _SMOKE = "tests/lab/test_kvm.py tests/lab/test_cgroup.py"
+_NETWORK = "tests/lab/test_network.py"
 _PYTEST = "python3 -m pytest -p no:cacheprovider --junitxml=$RESULTS/junit.xml"
 _VM = (
     "kernel",
@@ -20,8 +21,13 @@ _VM = (
     "pool",
     "vsock_device",
     "cycles",
+    "disk",
+    "mounts",
+    "volumes",
+    "expose",
+    "copy",
 )
-"""Of tests/vm: all but what needs a network (building images, the README's commands)."""
+"""Of tests/vm: all but what needs the internet (building images, the README's commands)."""
 _CONFORMANCE = "python3 -m tests.conformance --quick --python /usr/bin/python3 --output $RESULTS/conformance"
 _MEASURES = "--only start --only round-trip --only stdout-lines --only stdout-blocks --only memory-at-ready"
 
@@ -44,8 +50,8 @@ class Suite:
 SUITES = {
     "smoke": Suite("KVM and the kernel's vsock, from probe to restored kernels", f"{_PYTEST} {_SMOKE}"),
     "standard": Suite(
-        "the smoke set, the tests of VMs that need no network, jupyter_kernel_test",
-        f"{_PYTEST} {_SMOKE} {' '.join(f'tests/vm/test_{name}.py' for name in _VM)} ; "
+        "the smoke set, networks, the tests of VMs that need no internet, jupyter_kernel_test",
+        f"{_PYTEST} {_SMOKE} {_NETWORK} {' '.join(f'tests/vm/test_{name}.py' for name in _VM)} ; "
         f"first=$? ; {_CONFORMANCE} && exit $first",
     ),
     "versions": Suite(

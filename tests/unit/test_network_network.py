@@ -23,7 +23,7 @@ from sandbox_kernel.network.addresses import GATEWAY_MAC, GUEST_MAC, V4
 ORDINARY = ["unshare", "--user", "--map-user=1500", "--map-group=1500", "--"]
 """One who has no capability, and no file of anybody else's."""
 OWNER = Path(__file__).with_name("network_owner.py")
-BEGIN = "[found.begin(), await found.tap() >= 0][1]"
+BEGIN = "[found.begin(), await found.tap() >= 0, await found._opening][1]"
 ENDED = (
     "The kernel's network has ended (the {}'s process ended with status -9); "
     "restart the kernel to have it again."

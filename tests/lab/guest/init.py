@@ -66,6 +66,7 @@ def prepare() -> list[str]:
     for device in DEVICES:
         os.chown(device, 0, KVM)
         Path(device).chmod(0o660)
+    Path("/dev/net/tun").chmod(0o666)  # as udev has it
     _append("group", f"kvm:x:{KVM}:{','.join(USERS)}")
     for number, name in enumerate(USERS):
         add_user(name, 1000 + number)
