@@ -113,7 +113,7 @@ def test_a_network_device_is_given_by_its_descriptor(ends: tuple[socket.socket, 
     assert [json.loads(line) for line in text.splitlines()] == [
         {"execute": "getfd", "arguments": {"fdname": "nic"}, "id": "nic"},
         {"execute": "netdev_add", "arguments": {"type": "tap", "id": "nic", "fd": "nic"}, "id": "nic"},
-        {"execute": "device_add", "arguments": device | {"mq": "off", "ctrl_mac_addr": "off"}, "id": "nic"},
+        {"execute": "device_add", "arguments": device, "id": "nic"},
     ]
 
 
