@@ -11,59 +11,37 @@ import asyncio
 import json
 import os
 import socket
-import subprocess
-import sys
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 from sandbox_kernel.errors import NetworkError
-from sandbox_kernel.jail.bubblewrap import find
 from sandbox_kernel.jail.cgroup import Cgroup
-from sandbox_kernel.jail.parent import ParentThread
-from sandbox_kernel.jail.words import Words
 from sandbox_kernel.network.addresses import UPLINK, V4
+from sandbox_kernel.network.outset import Outset, Part, set_out, start
 
 _PATIENCE = 15.0
-_KILLED = 2.0
 _MOST = 65536
 _WORDS = 500
-_INSTALL = "install the package {} or take `network` out of the configuration"
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A program that runs for as long as the namespace does."""
-
-    process: subprocess.Popen[bytes]
-    words: Words
-
-    def last_words(self) -> str:
-        """What it has said, when it has ended or is about to."""
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(_KILLED)
-        return self.words.take()[-_WORDS:]
 
 
 class Namespace:
     """One VM's namespace; `open` it once, `aclose` it always."""
 
-    def __init__(self, cgroup: Cgroup, host_loopback: bool) -> None:
-        """Nothing yet.
+    def __init__(self, cgroup: Cgroup, host_loopback: bool, outset: Outset | None = None) -> None:
+        """Nothing, or what has been begun.
 
         Args:
             cgroup: joined by all that is started.
             host_loopback: whether the uplink has an address that stands for the host's loopback, which the
                 filter then has to guard.
+            outset: its holder; None to start one.
         """
-        self._cgroup, self._host_loopback = cgroup, host_loopback
+        self._cgroup, self._host_loopback, self._outset = cgroup, host_loopback, outset
         self._stack = AsyncExitStack()
         self._turn = asyncio.Lock()
         self._serial = 0
-        self._tools: dict[str, str] = {}
-        self._holder: _Part | None = None
-        self._uplink: _Part | None = None
+        self._uplink: Part | None = None
         self.tap = -1
         """The other end of the guest's link, for QEMU."""
         self.log: socket.socket
@@ -79,18 +57,10 @@ class Namespace:
             MissingToolError: a program is missing.
             NetworkError: this host does not let us.
         """
-        tools = self._tools = {
-            name: str(find(name, _INSTALL.format(package))) for name, package in _TOOLS.items()
-        }
-        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._stack.callback(near.close)
-        near.setblocking(False)
-        self._connection = near
-        with far:
-            words = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child"]
-            words += ["--mount-proc", "--", sys.executable, "-P", "-m", "sandbox_kernel.network.holder"]
-            words += [str(far.fileno()), json.dumps(tools)]
-            self._holder = self._start(words, (far.fileno(),))
+        outset = self._outset = self._outset or set_out(self._cgroup)
+        outset.taken = True
+        self._stack.callback(outset.holder.end)
+        self._connection = self._stack.enter_context(outset.connection)
         _, fds = await self._answer(0)
         if len(fds) != 2:
             raise NetworkError("The VM's network namespace came without its ends; look at the log.")
@@ -123,9 +93,9 @@ class Namespace:
 
     async def ended(self) -> str:
         """Returns when one of its parts has ended by itself: which."""
-        assert self._holder is not None
+        assert self._outset is not None
         assert self._uplink is not None
-        parts = {"namespace": self._holder, "uplink": self._uplink}
+        parts = {"namespace": self._outset.holder, "uplink": self._uplink}
         loop = asyncio.get_running_loop()
         ends = {name: os.pidfd_open(each.process.pid) for name, each in parts.items()}
         ended: asyncio.Future[str] = loop.create_future()
@@ -154,8 +124,8 @@ class Namespace:
         Raises:
             NetworkError: the uplink does not come up.
         """
-        assert self._holder is not None
-        program, pid = self._tools["slirp4netns"], self._holder.process.pid
+        assert self._outset is not None
+        program, pid = self._outset.tools["slirp4netns"], self._outset.holder.process.pid
         ready, tell = os.pipe2(os.O_CLOEXEC)
         alive, hold = os.pipe2(os.O_CLOEXEC)
         self._stack.callback(os.close, hold)
@@ -164,7 +134,8 @@ class Namespace:
             words += ["--enable-sandbox", "--enable-seccomp", f"--ready-fd={tell}", f"--exit-fd={alive}"]
             if not self._host_loopback:
                 words.append("--disable-host-loopback")
-            self._uplink = self._start([*words, str(pid), UPLINK], (tell, alive))
+            self._uplink = start([*words, str(pid), UPLINK], (tell, alive), self._cgroup)
+            self._stack.callback(self._uplink.end)
         finally:
             os.close(tell)
             os.close(alive)
@@ -175,35 +146,6 @@ class Namespace:
         finally:
             os.close(ready)
         await self.ask("uplink")
-
-    def _start(self, argv: Sequence[str], fds: Sequence[int]) -> _Part:
-        parent, words = ParentThread(), Words()
-        self._stack.callback(words.close)
-
-        def begin() -> subprocess.Popen[bytes]:
-            born = self._cgroup.join()
-            process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=words.end,
-                pass_fds=fds,
-            )
-            if not born:
-                self._cgroup.add(process.pid)
-            return process
-
-        process = parent.run(begin)
-        words.begun()
-
-        def end() -> None:
-            process.kill()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_KILLED)
-            parent.close()
-
-        self._stack.callback(end)
-        return _Part(process, words)
 
     async def _answer(self, serial: int) -> tuple[dict[str, Any], list[int]]:
         """The answer to one request; those to any before are of no interest, as whoever asked has gone."""
@@ -230,15 +172,12 @@ class Namespace:
         return answer, fds
 
     def _gone(self, error: OSError | None) -> NetworkError:
-        reason = (self._holder.last_words() if self._holder else "") or error or "no reason given"
+        assert self._outset is not None
+        reason = self._outset.holder.last_words() or error or "no reason given"
         return NetworkError(
             f"The VM's network namespace has ended ({reason}); "
             "run `sandbox-kernel doctor` and look at namespaces, /dev/net/tun and nftables."
         )
-
-
-_TOOLS = {"nft": "nftables", "slirp4netns": "slirp4netns", "unshare": "util-linux", "bwrap": "bubblewrap"}
-"""Programs and the packages that have them."""
 
 
 async def _readable(fd: int) -> None:

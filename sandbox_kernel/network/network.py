@@ -19,6 +19,7 @@ from sandbox_kernel.jail.cgroup import Cgroup
 from sandbox_kernel.network import nflog, resolver
 from sandbox_kernel.network.addresses import GUEST_MAC
 from sandbox_kernel.network.namespace import Namespace
+from sandbox_kernel.network.outset import Outset
 from sandbox_kernel.network.own_addresses import own_addresses
 from sandbox_kernel.network.refusals import Refusals
 from sandbox_kernel.network.ruleset import refresh, ruleset
@@ -48,15 +49,16 @@ _MEMORY = 128 << 20
 class Network:
     """One VM's network; `begin` it once, `aclose` it always."""
 
-    def __init__(self, cgroup: Cgroup, logs: Path, host_loopback: bool) -> None:
-        """Nothing yet.
+    def __init__(self, cgroup: Cgroup, logs: Path, host_loopback: bool, outset: Outset | None = None) -> None:
+        """Nothing, or what has been begun.
 
         Args:
             cgroup: joined by all that is started.
             logs: folder of the VM's logs.
             host_loopback: whether there will be services of the host.
+            outset: its holder; None to start one.
         """
-        self._namespace = Namespace(cgroup, host_loopback)
+        self._namespace = Namespace(cgroup, host_loopback, outset)
         self._stack = AsyncExitStack()
         self._stack.push_async_callback(self._namespace.aclose)
         self._refusals = Refusals(logs)

@@ -7,12 +7,13 @@ What is imported here, and by what this imports, is on every start's critical pa
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sandbox_kernel.errors import HostError, TemplateError, TemplateUnsafeError
 from sandbox_kernel.machine.ignition import Ignition, MachinePlan, ignite
+from sandbox_kernel.network.outset import Outset, set_out
 from sandbox_kernel.supervisor.belongings import Belongings
 from sandbox_kernel.supervisor.decision import Decision, decide_now
 from sandbox_kernel.template.store import Template, TemplateStore
@@ -35,6 +36,7 @@ class Beginning:
         decision: what it is.
         belongings: what it has on the host.
         ignition: its QEMU, until the machine takes that over.
+        outset: of its network, until that takes it over; None where it is to have none.
         starting: its start, which goes on by itself; None before.
         network: its network, through which nothing passes yet; None where it is to have none, and before the
             machine is attended to or loads.
@@ -43,6 +45,7 @@ class Beginning:
     decision: Decision
     belongings: Belongings
     ignition: Ignition
+    outset: Outset | None = None
     starting: asyncio.Task[None] | None = None
     network: Network | None = None
     _machine: Machine | None = None
@@ -102,7 +105,8 @@ class Beginning:
             return None
         from sandbox_kernel.network.network import Network  # which most kernels have no use for
 
-        network = Network(self.belongings.cgroup, self.belongings.logs, bool(spec.host_services))
+        belongings, services = self.belongings, bool(spec.host_services)
+        network = Network(belongings.cgroup, belongings.logs, services, self.outset)
         network.begin()
         return network
 
@@ -117,6 +121,8 @@ class Beginning:
             await self._machine.stop()
         if self.network is not None:
             await self.network.aclose()
+        if self.outset is not None:
+            self.outset.abandon()
         self.ignition.abandon()
 
     async def boot_instead(self, error: TemplateError, trace: Trace) -> None:
@@ -125,7 +131,7 @@ class Beginning:
         assert template is not None
         _boots_instead(error, template)
         await self.aclose()
-        self._machine = self.starting = self.network = None
+        self._machine = self.starting = self.network = self.outset = None
         self.ignition = _ignite(self.decision, self.belongings, None, trace)
         await self.attend(trace)
 
@@ -151,18 +157,22 @@ def begin(vm: str, decision: Decision, control_fd: int, trace: Trace, asleep: bo
     belongings = Belongings(vm, decision.spec, control_fd)
     for what, why in decision.why.items():
         log.info("%s %s: %s", what, getattr(decision, what), why)
-    try:
-        ignition = _ignite(decision, belongings, template, trace)
-    except TemplateError as error:
-        if asleep:
-            raise
-        assert template is not None
-        _boots_instead(error, template)
-        ignition = _ignite(decision, belongings, None, trace)
-    except BaseException:
-        belongings.keep_logs()
-        raise
-    return Beginning(decision, belongings, ignition)
+    with ExitStack() as stack:
+        stack.callback(belongings.keep_logs)
+        outset = None
+        if decision.spec.network != "none":
+            outset = set_out(belongings.cgroup)
+            stack.callback(outset.abandon)
+        try:
+            ignition = _ignite(decision, belongings, template, trace)
+        except TemplateError as error:
+            if asleep:
+                raise
+            assert template is not None
+            _boots_instead(error, template)
+            ignition = _ignite(decision, belongings, None, trace)
+        stack.pop_all()
+    return Beginning(decision, belongings, ignition, outset)
 
 
 def _boots_instead(error: TemplateError, template: Template) -> None:

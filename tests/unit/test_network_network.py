@@ -179,7 +179,7 @@ def asked(name: str, address: str) -> str:
 
 def test_an_address_that_is_told_again_lives_on_under_the_policy_that_has_its_name(owner: Owner) -> None:
     parts = owner.open("x.org", "y.org")
-    holder = owner.do("found._namespace._holder.process.pid")
+    holder = owner.do("found._namespace._outset.holder.process.pid")
     assert holder in parts.values()  # or its parent, in the same network
     place = Inside(holder)
     for address in ("1.2.3.4", "1.2.3.5"):
@@ -243,7 +243,8 @@ def test_an_owner_that_is_killed_at_any_time_leaves_nothing(tmp_path: Path) -> N
 def test_a_part_that_is_killed_is_told_in_a_sentence(owner: Owner, part: str, words: str) -> None:
     parts = owner.open("x.org")
     os.kill(
-        owner.do("found._namespace._holder.process.pid") if part == "holder" else parts[part], signal.SIGKILL
+        owner.do("found._namespace._outset.holder.process.pid") if part == "holder" else parts[part],
+        signal.SIGKILL,
     )
     assert owner.do(f"await seen({'trouble: ' + words!r})"), owner.do("told")
     if part == "holder":
@@ -339,7 +340,7 @@ def test_a_dns_server_that_is_starting_when_the_namespace_ends_does_not_stay(
     marker = f"m{os.getpid()}-{delay}.example"
     with owning(tmp_path, []) as owner:
         assert owner.do(BEGIN) is True
-        holder = owner.do("found._namespace._holder.process.pid")
+        holder = owner.do("found._namespace._outset.holder.process.pid")
         owner.do(f"(task := asyncio.create_task(found.apply(policy('allowlist', ['{marker}'])))) and None")
         assert owner.do("await asyncio.sleep(0)") is None
         time.sleep(delay)
