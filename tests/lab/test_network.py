@@ -61,7 +61,9 @@ def test_a_user_who_is_no_root_has_a_network_by_policy(installed: None, port: in
         report = kernel.manager.provisioner.report
         assert (report["start"], report["accelerator"][0], report["vsock"][0]) == (start, "kvm", "kernel")
         assert kernel.run(REACH.format(port=port)) == "hello"
-        assert kernel.run(REACH.format(port=port + 1)) == "ConnectionRefusedError"
+        refused = kernel.run(REACH.format(port=port + 1))
+        assert f"The network policy (allowlist) refused 198.18.0.1:{port + 1} (tcp)" in refused
+        assert refused.endswith("ConnectionRefusedError")
         assert until(lambda: bool(noted(kernel)), GONE)
         vm = kernel.manager.provisioner._vm_id()
         kernel.supervisor.kill()
