@@ -8,7 +8,7 @@ import pytest
 from sandbox_kernel.host import template
 from sandbox_kernel.image.progress import Silent
 from sandbox_kernel.spec import VMSpec
-from tests.microvm import until
+from tests.microvm import alive, until
 from tests.network.conftest import World
 from tests.vm.conftest import LIMIT
 
@@ -101,7 +101,7 @@ def test_nothing_of_a_network_outlives_a_supervisor_that_is_killed(restored: Wor
     found = parts(supervisor)
     assert set(found) == PARTS
     psutil.Process(supervisor).kill()
-    assert until(lambda: not any(process.is_running() for process in found.values()), LIMIT)
+    assert until(lambda: not alive(list(found.values())), LIMIT)
 
 
 def test_nothing_of_a_network_outlives_an_orderly_end(restored: World) -> None:
@@ -109,7 +109,7 @@ def test_nothing_of_a_network_outlives_an_orderly_end(restored: World) -> None:
     found = parts(supervisor_of(restored))
     assert set(found) == PARTS
     restored.stop()
-    assert until(lambda: not any(process.is_running() for process in found.values()), LIMIT)
+    assert until(lambda: not alive(list(found.values())), LIMIT)
 
 
 def test_by_default_there_is_no_device(place: World) -> None:
