@@ -47,6 +47,7 @@ PROGRAMS = (
     Program("mkfs.erofs", "erofs-utils", "packs the guest's root", minimum=(1, 5), ask=("-V",)),
     Program("fsck.erofs", "erofs-utils", "unpacks the guest's root", minimum=(1, 5), ask=("-V",)),
     Program("zstd", "zstd", "unpacks the guest's kernel"),
+    Program("mke2fs", "e2fsprogs", "makes scratch disks and volumes", ask=("-V",)),
     Program("diod", "diod", "serves mounted directories", ask=()),
     Program("nft", "nftables", "filters networks", ask=()),  # tells no version where Linux has no nftables
     Program("dnsmasq", "dnsmasq-base", "resolves names by policy", minimum=(2, 87)),
