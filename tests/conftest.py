@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
 from sandbox_kernel.errors import ImageError
 from sandbox_kernel.image.store import ImageStore
+
+# A property says nothing of time, and a busy machine does not falsify it; `timeout` ends what hangs.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from sandbox_kernel import paths
@@ -31,6 +32,8 @@ _MEMORY = 192 << 20
 _OPEN_FILES = 1024
 _KILLED = 1.0
 _WORDS = 2048
+_LOOKED_AT = 100
+"""Entries of a directory."""
 
 
 class FileServer:
@@ -114,6 +117,11 @@ def require(mount: Mount) -> None:
         raise ConfigurationError(
             f"{source} is to be mounted and is no directory on this host; make it, or change `mounts`."
         )
+    if _is_of_several(source):
+        raise ConfigurationError(
+            f"{source} lies on an overlay of several file systems, whose files cannot be served; mount a "
+            "directory that lies elsewhere, on a disk or in a tmpfs."
+        )
     real = source.resolve()
     for folder in _not_shown():
         if real.is_relative_to(folder):
@@ -121,6 +129,29 @@ def require(mount: Mount) -> None:
                 f"{source} is to be mounted and belongs to what keeps kernels apart ({folder}); choose "
                 "another directory."
             )
+
+
+def _is_of_several(folder: Path) -> bool:
+    """Whether files there are of other devices than the directory (overlayfs.rst, "Inode properties").
+
+    The server takes such a file for a mount point, and then for a directory.
+    """
+    device = folder.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    mounts = (line.partition(" - ") for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    if not any(where.split()[2] == number and how.startswith("overlay ") for where, _, how in mounts):
+        return False
+    try:
+        fd = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            return os.fstat(fd).st_dev != device
+        finally:
+            os.close(fd)
+    except OSError:  # it cannot be written to, so it is as it is
+        with suppress(OSError), os.scandir(folder) as entries:
+            files = [each for each in islice(entries, _LOOKED_AT) if each.is_file(follow_symlinks=False)]
+            return any(each.stat(follow_symlinks=False).st_dev != device for each in files)
+        return False
 
 
 def command(bwrap: Path, diod: Path, mount: Mount, masked: Sequence[Path], fd: int) -> list[str]:

@@ -49,7 +49,7 @@ def run_one(script: bytes) -> None:
         run(script)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(scripts)
 def test_whatever_a_network_tells_stays_within_bounds(script: bytes) -> None:
     run_one(script)
@@ -57,7 +57,7 @@ def test_whatever_a_network_tells_stays_within_bounds(script: bytes) -> None:
 
 @pytest.mark.fuzz
 @pytest.mark.timeout(3600)
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=20_000)
 @given(scripts)
 def test_whatever_a_network_tells_stays_within_bounds_for_long(script: bytes) -> None:
     run_one(script)

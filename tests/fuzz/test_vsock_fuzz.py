@@ -198,7 +198,7 @@ def run(steps: list[tuple[Any, ...]]) -> None:
 SUPPRESSED = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=SUPPRESSED)
+@settings(max_examples=150, suppress_health_check=SUPPRESSED)
 @given(st.lists(STEPS, max_size=60))
 def test_a_hostile_guest_gets_nothing_but_the_defined_error(steps: list[tuple[Any, ...]]) -> None:
     run(steps)
@@ -206,7 +206,7 @@ def test_a_hostile_guest_gets_nothing_but_the_defined_error(steps: list[tuple[An
 
 @pytest.mark.fuzz
 @pytest.mark.timeout(3600)
-@settings(max_examples=20_000, deadline=None, suppress_health_check=SUPPRESSED)
+@settings(max_examples=20_000, suppress_health_check=SUPPRESSED)
 @given(st.lists(STEPS, max_size=200))
 def test_a_hostile_guest_gets_nothing_but_the_defined_error_for_long(steps: list[tuple[Any, ...]]) -> None:
     run(steps)

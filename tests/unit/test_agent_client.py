@@ -132,7 +132,7 @@ async def test_more_of_a_file_than_asked_for_is_refused() -> None:
             await client.read("/x", length=2)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(
         st.sampled_from(

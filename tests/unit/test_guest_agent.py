@@ -193,7 +193,7 @@ json_values = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(["hello", "start", "signal", "status", "exec", "read", "wait"]),
     st.dictionaries(
@@ -206,7 +206,7 @@ def test_any_fields_get_an_answer(agent: Agent, op: str, fields: dict[str, objec
     assert isinstance(agent.ask(op, **fields)[0]["ok"], bool)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
 def test_any_bytes_leave_the_agent_alive(agent: Agent, data: bytes) -> None:
     with agent.connect() as connection, contextlib.suppress(OSError):

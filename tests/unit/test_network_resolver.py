@@ -115,7 +115,7 @@ domain = st.lists(st.sampled_from("ab"), min_size=1, max_size=3).map(lambda labe
 rule = st.tuples(st.sampled_from(["", "*."]), domain).map("".join)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(["allowlist", "public"]), st.lists(rule, max_size=5), st.lists(rule, max_size=3),
     st.lists(domain, min_size=4, max_size=12),

@@ -62,7 +62,7 @@ network = st.sampled_from([rule for rule in RULES if rule[0] in "0123456789[f:"]
 rules = st.lists(st.one_of(st.sampled_from(RULES), network), max_size=6)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(["allowlist", "public", "full"]),
     rules,

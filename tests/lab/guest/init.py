@@ -68,6 +68,8 @@ def prepare() -> list[str]:
         Path(device).chmod(0o660)
     Path("/dev/net/tun").chmod(0o666)  # as udev has it
     _append("group", f"kvm:x:{KVM}:{','.join(USERS)}")
+    # As Debian 13 has it; and no directory can be served from the root, an overlay of several file systems.
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777,size=40%", "tmpfs", "/tmp"], check=True)
     for number, name in enumerate(USERS):
         add_user(name, 1000 + number)
         for file in ("subuid", "subgid"):
