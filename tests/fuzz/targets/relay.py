@@ -167,6 +167,10 @@ class Clients:
         with running():
             for channel in CHANNELS:
                 made = self.sockets[channel] = ClientSocket(self.context, channel, LIMITS, None)
+                # Nothing goes without a copy: who gives a frame to pyzmq's collector has the interpreter's
+                # lock here, for which the collector waits; after a thousand each waits for the other. In a
+                # relay libzmq's own threads give frames back.
+                made._socket.copy_threshold = 1 << 30
                 made.bind(f"inproc://{channel}")
         self.files = {channel: int(made._socket.FD) for channel, made in self.sockets.items()}
         for channel in GUEST_CHANNELS:
