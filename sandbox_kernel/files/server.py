@@ -117,11 +117,6 @@ def require(mount: Mount) -> None:
         raise ConfigurationError(
             f"{source} is to be mounted and is no directory on this host; make it, or change `mounts`."
         )
-    if _is_of_several(source):
-        raise ConfigurationError(
-            f"{source} lies on an overlay of several file systems, whose files cannot be served; mount a "
-            "directory that lies elsewhere, on a disk or in a tmpfs."
-        )
     real = source.resolve()
     for folder in _not_shown():
         if real.is_relative_to(folder):
@@ -129,6 +124,11 @@ def require(mount: Mount) -> None:
                 f"{source} is to be mounted and belongs to what keeps kernels apart ({folder}); choose "
                 "another directory."
             )
+    if _is_of_several(source):
+        raise ConfigurationError(
+            f"{source} lies on an overlay of several file systems, whose files cannot be served; mount a "
+            "directory that lies elsewhere, on a disk or in a tmpfs."
+        )
 
 
 def _is_of_several(folder: Path) -> bool:
