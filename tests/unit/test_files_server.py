@@ -21,26 +21,24 @@ mount -t tmpfs upper upper
 mkdir upper/new upper/work
 mount -t overlay overlay -o lowerdir=lower,upperdir=upper/new,workdir=upper/work top
 mkdir top/writable
-exec {python} -c '
+exec "$0" -c '
+import sys
 from sandbox_kernel.files.server import require
 from sandbox_kernel.mount import parse
-for place in {places}:
+for place in sys.argv[1:]:
     try:
-        require(parse(f"{{place}}:/data"))
+        require(parse(f"{place}:/data"))
         print("served")
     except Exception as error:
         print(error)
-'
+' "$@"
 """
 
 
 def said(folder: Path, *places: str) -> list[str]:
     """What comes of serving them, in a mount namespace with an overlay of two file systems."""
-    script = OVERLAY.format(python=sys.executable, places=[str(folder / place) for place in places])
-    script = (
-        script.replace("for place in ['", 'for place in ["').replace("', '", '", "').replace("']:", '"]:')
-    )
-    words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", OVERLAY, sys.executable]
+    words += [str(folder / place) for place in places]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
