@@ -157,21 +157,26 @@ def begin(vm: str, decision: Decision, control_fd: int, trace: Trace, asleep: bo
     belongings = Belongings(vm, decision.spec, control_fd)
     for what, why in decision.why.items():
         log.info("%s %s: %s", what, getattr(decision, what), why)
-    with ExitStack() as stack:
-        stack.callback(belongings.keep_logs)
-        outset = None
-        if decision.spec.network != "none":
-            outset = set_out(belongings.cgroup)
-            stack.callback(outset.abandon)
-        try:
-            ignition = _ignite(decision, belongings, template, trace)
-        except TemplateError as error:
-            if asleep:
-                raise
-            assert template is not None
-            _boots_instead(error, template)
-            ignition = _ignite(decision, belongings, None, trace)
-        stack.pop_all()
+    outset = None
+    try:
+        with ExitStack() as stack:
+            if decision.spec.network != "none":
+                outset = set_out(belongings.cgroup)
+                stack.callback(outset.abandon)
+            try:
+                ignition = _ignite(decision, belongings, template, trace)
+            except TemplateError as error:
+                if asleep:
+                    raise
+                assert template is not None
+                _boots_instead(error, template)
+                ignition = _ignite(decision, belongings, None, trace)
+            stack.pop_all()
+    except TemplateError:
+        raise  # of a VM that nobody has yet: there is nothing in its logs that anybody looks for
+    except BaseException:
+        belongings.keep_logs()
+        raise
     return Beginning(decision, belongings, ignition, outset)
 
 
